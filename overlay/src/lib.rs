@@ -1,1 +1,17 @@
-//! x
+//! The decision core of Virtuoso.
+//!
+//! `overlay` decides, `agent` does. Everything here is deterministic: time, seeds, keys and peers' bytes are
+//! arguments, effects are values that the caller carries out. There are no sockets, files, threads, async,
+//! clock or entropy in this crate, and its dependency list keeps it so.
+//!
+//! Two state machines share the work of one host:
+//! - [`node::Node`], the control plane: replicated tables, anti-entropy, liveness.
+//! - [`switch::Switch`], the data plane: ports, claims, forwarding, floods, moves.
+#![forbid(unsafe_code)]
+
+pub mod crypto;
+pub mod drop_reason;
+pub mod ids;
+pub mod limits;
+pub mod time;
+pub mod wire;
