@@ -26,3 +26,42 @@ impl std::fmt::Debug for Signature {
         write!(f, "Signature({:02x}{:02x}..)", self.0[0], self.0[1])
     }
 }
+
+#[cfg(test)]
+pub(crate) mod testing {
+    //! A keyed hash in place of Ed25519. Anyone can forge it, so it is for tests only.
+
+    use super::*;
+    use crate::ids::HostId;
+
+    /// A key that is one byte.
+    pub(crate) struct Toy(pub(crate) u8);
+
+    impl Toy {
+        pub(crate) fn host(&self) -> HostId {
+            HostId([self.0; 32])
+        }
+    }
+
+    fn seal(key: &[u8; 32], message: &[u8]) -> Signature {
+        let mut signature = [0; 64];
+        signature[..32].copy_from_slice(blake3::keyed_hash(key, message).as_bytes());
+        Signature(signature)
+    }
+
+    impl Signer for Toy {
+        fn public_key(&self) -> [u8; 32] {
+            self.host().0
+        }
+
+        fn sign(&self, message: &[u8]) -> Signature {
+            seal(&self.host().0, message)
+        }
+    }
+
+    impl Verifier for Toy {
+        fn verify(&self, public_key: &[u8; 32], message: &[u8], signature: &Signature) -> bool {
+            seal(public_key, message) == *signature
+        }
+    }
+}

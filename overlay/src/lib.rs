@@ -9,6 +9,7 @@
 //! - [`switch::Switch`], the data plane: ports, claims, forwarding, floods, moves.
 #![forbid(unsafe_code)]
 
+pub mod claims;
 pub mod crypto;
 pub mod drop_reason;
 pub mod ids;

@@ -24,3 +24,41 @@ pub const NAME_CHARS_MAX: usize = 63;
 pub const REFRESH_INTERVAL_MIN: Duration = Duration::from_secs(5);
 /// See [`REFRESH_INTERVAL_MIN`].
 pub const REFRESH_INTERVAL_MAX: Duration = Duration::from_secs(300);
+
+/// Bytes of one message on a link's stream: 64 claims of the largest size are 32 KiB.
+pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
+/// Claims in one message.
+pub const MESSAGE_CLAIMS_MAX: usize = 64;
+/// IP addresses of one claim: a guest has a few; more would make claims a way to fill tables.
+pub const CLAIM_IPS_MAX: usize = 8;
+/// Claims of one network that a host keeps.
+pub const CLAIMS_PER_NETWORK_MAX: usize = 65_536;
+/// Addresses that one host claims in one network. A bridge to a physical LAN shows hundreds.
+pub const LOCAL_CLAIMS_MAX: usize = 2_048;
+
+/// How long an asked holder may look for the address on its bridge before it hands it over. An ARP answer on a bridge
+/// takes a few milliseconds, tens under load.
+pub const PROBE_TIME: Duration = Duration::from_millis(200);
+/// Time after which an unanswered `Ask` is sent again.
+pub const ASK_INTERVAL: Duration = Duration::from_millis(500);
+/// How long a refused address stays silenced before the holder is asked again.
+pub const REFUSED_TIME: Duration = Duration::from_secs(2);
+/// How long frames wait for an address that is between two hosts.
+pub const HOLD_TIME_MAX: Duration = Duration::from_secs(5);
+/// Bytes of frames that wait for one address: four seconds of 10,000 small frames a second.
+pub const HOLD_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Bytes of frames that wait on one host.
+pub const HOLD_TOTAL_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// How long a departed address stays claimed for the host that will ask for it. A VM manager's cold move takes seconds.
+pub const DEPARTED_TIME: Duration = Duration::from_secs(30);
+/// How long a silent address without a known interface stays claimed.
+pub const LOCAL_IDLE_TIME: Duration = Duration::from_secs(900);
+/// Least time between two redirects of one address to one talker: a batch of stragglers needs one.
+pub const REDIRECT_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Frames a second that a network's port may flood (broadcast, multicast, unknown), and the burst.
+pub const FLOOD_FRAMES_PER_S: u64 = 20_000;
+/// See [`FLOOD_FRAMES_PER_S`].
+pub const FLOOD_BURST: u64 = 20_000;
+/// Hosts of a network to which links are made before there is traffic, so that claims reach them directly.
+pub const EAGER_LINKS_MAX: usize = 32;
