@@ -26,6 +26,8 @@ pub struct Claim {
     pub mac: Mac,
     /// IP addresses that the MAC announced, at most [`CLAIM_IPS_MAX`].
     pub ips: Vec<IpAddr>,
+    /// Whether the station called itself an IPv6 router, once it has said so or otherwise.
+    pub router: Option<bool>,
     /// The host that has it.
     pub holder: HostId,
     /// Grows with every change of holder.
@@ -87,6 +89,11 @@ impl Claim {
             Ordering::Equal => self.judge_equal(known, verifier),
             Ordering::Greater => self.judge_newer(known, lapsed, verifier),
         }
+    }
+
+    /// The first claim of an address that nobody held.
+    pub(crate) const fn first(network: NetworkId, mac: Mac, holder: HostId, epoch: Epoch) -> Self {
+        Self { network, mac, ips: Vec::new(), router: None, holder, epoch, revision: 0, ground: Ground::First }
     }
 
     /// Whether the claim keeps its bounds.
@@ -151,6 +158,7 @@ mod tests {
             network: NetworkId(1),
             mac: Mac([2, 0, 0, 0, 0, 1]),
             ips: vec![],
+            router: None,
             holder: Toy(holder).host(),
             epoch: Epoch(epoch),
             revision: 0,

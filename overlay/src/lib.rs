@@ -12,7 +12,10 @@
 pub mod claims;
 pub mod crypto;
 pub mod drop_reason;
+mod flood;
 pub mod ids;
 pub mod limits;
+mod seeded;
+pub mod switch;
 pub mod time;
 pub mod wire;

@@ -64,6 +64,7 @@ mod tests {
             network: NetworkId(9),
             mac: Mac([2, 0, 0, 0, 0, 9]),
             ips: vec!["10.0.0.9".parse().unwrap(), "fd00::9".parse().unwrap()],
+            router: Some(false),
             holder: HostId([1; 32]),
             epoch: Epoch(3),
             revision: 1,

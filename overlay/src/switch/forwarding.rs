@@ -1,0 +1,169 @@
+//! Where one frame goes. These functions run for every frame or super-frame.
+
+use super::segment::{Binding, State};
+use super::{Switch, SwitchEffect, answer};
+use crate::claims::Claim;
+use crate::drop_reason::DropReason;
+use crate::ids::{HostId, Mac, NetworkId};
+use crate::limits::{HOP_LIMIT, REDIRECT_INTERVAL};
+use crate::switch::hold::Held;
+use crate::time::Instant;
+use crate::wire::ethernet::{self, EthernetView};
+use crate::wire::frame::{Flags, FrameHeader, VNET_BYTES};
+use crate::wire::message::Message;
+
+/// What becomes of a packet that a port of this host sent.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Ingress<'a> {
+    /// Send it to one host with this header.
+    Unicast(HostId, FrameHeader),
+    /// Send it to all these hosts with this header.
+    Flood(&'a [HostId], FrameHeader),
+    /// Write this packet (virtio-net header and frame) back to the port; the one that came goes nowhere.
+    Reply(&'a [u8], DropReason),
+    /// Its destination is between two hosts: pass the whole packet to [`Switch::hold`].
+    Hold(Mac, FrameHeader),
+    /// It goes nowhere.
+    Drop(DropReason),
+}
+
+/// What becomes of a packet that a link brought.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Egress {
+    /// Write it to the port of its network.
+    Deliver,
+    /// Its destination moved on: send it to this host with this header.
+    Forward(HostId, FrameHeader),
+    /// Its destination is between two hosts: pass the whole packet to [`Switch::hold`].
+    Hold(Mac, FrameHeader),
+    /// It goes nowhere.
+    Drop(DropReason),
+}
+
+impl Switch {
+    /// Decides where a packet goes that the port of `network` sent. `head` holds its first bytes (all of a short one, at
+    /// least 256 of a long one), `len` is its whole length, both with the virtio-net header.
+    // HOT PATH
+    pub fn ingress(&mut self, now: Instant, network: NetworkId, head: &[u8], len: usize) -> Ingress<'_> {
+        let Some((vnet, frame)) = head.split_at_checked(VNET_BYTES) else {
+            return Ingress::Drop(DropReason::Malformed);
+        };
+        let Ok(view) = EthernetView::new_checked(frame) else { return Ingress::Drop(DropReason::Malformed) };
+        let (src, dst) = (view.src(), view.dst());
+        if src.is_group() || src == Mac::ZERO {
+            return Ingress::Drop(DropReason::BadSource);
+        }
+        if ethernet::is_link_local_group(dst) {
+            return Ingress::Drop(DropReason::LinkLocal);
+        }
+        if !self.learn(now, network, src, &view) {
+            return Ingress::Drop(DropReason::Duplicate);
+        }
+        if dst == self.prober {
+            return Ingress::Drop(DropReason::Answered);
+        }
+        let Some(segment) = self.segments.get_mut(&network).filter(|segment| segment.attached) else {
+            return Ingress::Drop(DropReason::UnknownNetwork);
+        };
+        if answer::exceeds(segment.spec.mtu, vnet, &view, len - VNET_BYTES) {
+            return match answer::too_big(segment.spec.mtu, frame, &mut self.reply) {
+                true => Ingress::Reply(&self.reply, DropReason::TooBig),
+                false => Ingress::Drop(DropReason::TooBig),
+            };
+        }
+        let header = FrameHeader { network, hops: HOP_LIMIT, flags: Flags::VNET };
+        if dst.is_group() {
+            let hosts = &self.hosts;
+            let lapsed = |host: HostId| hosts.get(&host).is_some_and(|peer| peer.is_lapsed());
+            if answer::from_claims(segment, &view, src, lapsed, &mut self.reply) {
+                return Ingress::Reply(&self.reply, DropReason::Answered);
+            }
+            return self.flood(now, network, header);
+        }
+        match segment.bindings.get(&dst) {
+            Some(Binding { state: State::Local { .. } | State::Probed { .. }, .. }) => Ingress::Drop(DropReason::Local),
+            Some(Binding { state: State::Departed { .. }, .. }) => Ingress::Hold(dst, header),
+            Some(binding) if !self.hosts.get(&binding.claim.holder).is_some_and(|peer| peer.is_lapsed()) => {
+                Ingress::Unicast(binding.claim.holder, header)
+            }
+            Some(_) | None => self.flood(now, network, header),
+        }
+    }
+
+    /// Decides where a packet goes that the link to `from` brought. `head` holds its first bytes, as for `ingress`.
+    // HOT PATH
+    pub fn egress(&mut self, now: Instant, from: HostId, header: FrameHeader, head: &[u8]) -> Egress {
+        let network = header.network;
+        let Some(segment) = self.segments.get(&network) else { return Egress::Drop(DropReason::UnknownNetwork) };
+        if !header.flags.has(Flags::VNET) {
+            return Egress::Drop(DropReason::Malformed);
+        }
+        let Some(Ok(view)) = head.get(VNET_BYTES..).map(EthernetView::new_checked) else {
+            return Egress::Drop(DropReason::Malformed);
+        };
+        let (src, dst) = (view.src(), view.dst());
+        if src.is_group() || src == Mac::ZERO {
+            return Egress::Drop(DropReason::BadSource);
+        }
+        if segment.bindings.get(&src).is_some_and(|b| matches!(b.state, State::Local { .. })) {
+            // What one of our ports sent comes back: a loop through two uplinks, or a duplicate elsewhere.
+            return Egress::Drop(DropReason::Duplicate);
+        }
+        let deliver = if segment.attached { Egress::Deliver } else { Egress::Drop(DropReason::UnknownNetwork) };
+        if dst.is_group() {
+            return deliver;
+        }
+        match segment.bindings.get(&dst) {
+            Some(Binding { state: State::Departed { .. }, .. }) => Egress::Hold(dst, header),
+            Some(Binding { state: State::Remote | State::Refused, claim, .. })
+                if !header.flags.has(Flags::FLOOD) && claim.holder != from =>
+            {
+                let claim = claim.clone();
+                self.forward(now, from, header, claim)
+            }
+            _ => deliver,
+        }
+    }
+
+    /// Keeps a packet until its destination has arrived somewhere.
+    pub fn hold(&mut self, network: NetworkId, mac: Mac, header: FrameHeader, packet: Vec<u8>) {
+        let binding = self.segments.get_mut(&network).and_then(|segment| segment.bindings.get_mut(&mac));
+        let held = binding.is_some_and(|b| b.held.push(&mut self.hold_budget, Held { header, packet }));
+        if !held {
+            self.drops.count(DropReason::HoldOverflow);
+        }
+    }
+
+    fn flood(&mut self, now: Instant, network: NetworkId, header: FrameHeader) -> Ingress<'_> {
+        let Some(segment) = self.segments.get_mut(&network) else { return Ingress::Drop(DropReason::UnknownNetwork) };
+        if segment.participants.is_empty() {
+            return Ingress::Drop(DropReason::Alone);
+        }
+        if !segment.flood.take(now) {
+            return Ingress::Drop(DropReason::FloodLimit);
+        }
+        Ingress::Flood(&segment.participants, FrameHeader { flags: header.flags.with(Flags::FLOOD), ..header })
+    }
+
+    /// A straggler: its sender has not heard yet that the address moved.
+    fn forward(&mut self, now: Instant, from: HostId, header: FrameHeader, claim: Claim) -> Egress {
+        if header.hops == 0 {
+            return Egress::Drop(DropReason::HopLimit);
+        }
+        let to = claim.holder;
+        self.redirect(now, from, claim);
+        let flags = header.flags.with(Flags::FORWARDED);
+        Egress::Forward(to, FrameHeader { hops: header.hops - 1, flags, ..header })
+    }
+
+    fn redirect(&mut self, now: Instant, talker: HostId, claim: Claim) {
+        let binding = self.segments.get_mut(&claim.network).and_then(|s| s.bindings.get_mut(&claim.mac));
+        let Some(binding) = binding else { return };
+        let recent = binding.redirected.is_some_and(|(host, at)| host == talker && now.since(at) < REDIRECT_INTERVAL);
+        if !recent {
+            binding.redirected = Some((talker, now));
+            let message = Message::Claims(vec![claim]).encode();
+            self.effects.push_back(SwitchEffect::Send { to: talker, message });
+        }
+    }
+}

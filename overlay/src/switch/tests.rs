@@ -1,0 +1,1 @@
+//! What a few switches do together.
