@@ -62,3 +62,47 @@ pub const FLOOD_FRAMES_PER_S: u64 = 20_000;
 pub const FLOOD_BURST: u64 = 20_000;
 /// Hosts of a network to which links are made before there is traffic, so that claims reach them directly.
 pub const EAGER_LINKS_MAX: usize = 32;
+
+/// How far in the future a certificate may have been issued: hosts' clocks disagree.
+pub const CERTIFICATE_SKEW_MAX: Duration = Duration::from_secs(600);
+/// Addresses in a ticket.
+pub const TICKET_ADDRESSES_MAX: usize = 8;
+/// Tickets that one host has issued and that are still good.
+pub const TICKETS_MAX: usize = 1_024;
+
+/// Hosts of a swarm. A table of 10,000 hosts takes some 6 MB; beyond, tables want sharding.
+pub const HOSTS_MAX: usize = 16_384;
+/// Rows of one host: its claims are most of them.
+pub const ROWS_PER_HOST_MAX: usize = 4_096;
+/// Multiaddrs in a host row.
+pub const HOST_ADDRESSES_MAX: usize = 16;
+/// Labels in a host row.
+pub const HOST_LABELS_MAX: usize = 32;
+/// Networks in which one host has a port.
+pub const HOST_NETWORKS_MAX: usize = 256;
+/// Bytes of a free text in a row.
+pub const ROW_TEXT_BYTES_MAX: usize = 128;
+/// Network interfaces of a VM.
+pub const VM_NICS_MAX: usize = 8;
+
+/// A host that did not write for this many of its refresh intervals is silent: its lease ran out. Two lost or late
+/// refreshes are forgiven.
+pub const LEASE_REFRESHES: u32 = 3;
+/// After this many, its rows are removed.
+pub const GONE_AFTER_REFRESHES: u32 = 10;
+
+/// Bytes of one gossip message: below the 64 KiB that gossipsub carries, several messages to a flow-control window.
+pub const GOSSIP_BYTES_MAX: usize = 32 * 1024;
+/// Bytes of a sync request.
+pub const SYNC_REQUEST_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of a sync response.
+pub const SYNC_RESPONSE_BYTES_MAX: usize = 1024 * 1024;
+/// Time between two comparisons with a random peer. Gossip brings nearly everything; this bounds how long a lost row
+/// stays lost.
+pub const SYNC_INTERVAL: Duration = Duration::from_secs(10);
+/// Comparisons under way at once.
+pub const SYNC_SESSIONS_MAX: usize = 8;
+/// Requests of one comparison: enough for a late joiner of a swarm of [`HOSTS_MAX`] hosts.
+pub const SYNC_ROUNDS_MAX: u32 = 64;
+/// Hosts that wait for approval, as one member knows them.
+pub const PENDING_MAX: usize = 256;

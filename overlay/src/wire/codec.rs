@@ -9,6 +9,9 @@ use bincode::{Decode, Encode};
 /// Version of the encodings of this crate.
 pub const CODEC_VERSION: u8 = 1;
 
+/// How much more memory than bytes a message may take: the smallest encoded row is a quarter of its size in memory.
+pub const MEMORY_FACTOR: usize = 8;
+
 /// Why bytes are not the value they should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CodecError {
@@ -35,19 +38,20 @@ pub fn encode<T: Encode>(value: &T) -> Vec<u8> {
     bytes
 }
 
-/// Decodes a value from at most `LIMIT` bytes.
+/// Decodes a value from at most `BYTES` bytes, whose containers may take at most `MEMORY` bytes. Values are larger in
+/// memory than encoded; [`MEMORY_FACTOR`] suits everything here.
 ///
 /// # Errors
 /// If the bytes are too many, of another version, malformed, or more than the value.
-pub fn decode<T: Decode<()>, const LIMIT: usize>(bytes: &[u8]) -> Result<T, CodecError> {
-    if bytes.len() > LIMIT {
-        return Err(CodecError::TooLarge { bytes: bytes.len(), limit: LIMIT });
+pub fn decode<T: Decode<()>, const BYTES: usize, const MEMORY: usize>(bytes: &[u8]) -> Result<T, CodecError> {
+    if bytes.len() > BYTES {
+        return Err(CodecError::TooLarge { bytes: bytes.len(), limit: BYTES });
     }
     let (&version, body) = bytes.split_first().ok_or(CodecError::Version(None))?;
     if version != CODEC_VERSION {
         return Err(CodecError::Version(Some(version)));
     }
-    let config: Configuration<LittleEndian, Varint, Limit<LIMIT>> = config::standard().with_limit::<LIMIT>();
+    let config: Configuration<LittleEndian, Varint, Limit<MEMORY>> = config::standard().with_limit::<MEMORY>();
     let (value, used) = bincode::decode_from_slice(body, config).map_err(|_| CodecError::Malformed)?;
     if used == body.len() { Ok(value) } else { Err(CodecError::Malformed) }
 }
@@ -67,21 +71,21 @@ mod tests {
     fn lengths_that_lie_allocate_nothing() {
         // A vector that says it has 2^60 elements.
         let bytes = [1, 253, 0, 0, 0, 0, 0, 0, 0, 16];
-        assert_eq!(decode::<Vec<u64>, 64>(&bytes), Err(CodecError::Malformed));
+        assert_eq!(decode::<Vec<u64>, 64, 64>(&bytes), Err(CodecError::Malformed));
     }
 
     #[test]
     fn bounds_and_versions_are_checked() {
-        assert_eq!(decode::<u8, 4>(&[1, 2, 3, 4, 5]), Err(CodecError::TooLarge { bytes: 5, limit: 4 }));
-        assert_eq!(decode::<u8, 4>(&[]), Err(CodecError::Version(None)));
-        assert_eq!(decode::<u8, 4>(&[9, 2]), Err(CodecError::Version(Some(9))));
-        assert_eq!(decode::<u8, 4>(&[1, 2, 3]), Err(CodecError::Malformed));
+        assert_eq!(decode::<u8, 4, 4>(&[1, 2, 3, 4, 5]), Err(CodecError::TooLarge { bytes: 5, limit: 4 }));
+        assert_eq!(decode::<u8, 4, 4>(&[]), Err(CodecError::Version(None)));
+        assert_eq!(decode::<u8, 4, 4>(&[9, 2]), Err(CodecError::Version(Some(9))));
+        assert_eq!(decode::<u8, 4, 4>(&[1, 2, 3]), Err(CodecError::Malformed));
     }
 
     proptest! {
         #[test]
         fn any_bytes_decode_or_fail(bytes: Vec<u8>) {
-            let _ = decode::<Vec<(String, Option<u64>)>, 256>(&bytes);
+            let _ = decode::<Vec<(String, Option<u64>)>, 256, 256>(&bytes);
         }
     }
 }

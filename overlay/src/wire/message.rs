@@ -3,7 +3,7 @@
 use crate::claims::Claim;
 use crate::ids::{Epoch, Mac, NetworkId};
 use crate::limits::MESSAGE_BYTES_MAX;
-use crate::wire::codec::{self, CodecError};
+use crate::wire::codec::{self, CodecError, MEMORY_FACTOR};
 use bincode::{Decode, Encode};
 
 /// One message between the switches of two hosts.
@@ -47,7 +47,7 @@ impl Message {
     /// # Errors
     /// If the bytes are not one message of at most [`MESSAGE_BYTES_MAX`].
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
-        codec::decode::<Self, MESSAGE_BYTES_MAX>(bytes)
+        codec::decode::<Self, MESSAGE_BYTES_MAX, { MESSAGE_BYTES_MAX * MEMORY_FACTOR }>(bytes)
     }
 }
 

@@ -1,0 +1,275 @@
+//! What a few nodes do together.
+
+use super::*;
+use crate::crypto::testing::Toy;
+use crate::ids::{Digest, Mac, NetworkId};
+use crate::membership::{Certificate, CertificateRequest, Roles};
+use crate::table::{HostRow, ImageRow, Resources};
+use crate::time::UnixTime;
+
+const AUTHORITY: u8 = 99;
+
+/// Nodes whose gossip and requests arrive at once.
+struct Pool {
+    nodes: Vec<Node>,
+    now: Now,
+    /// Changes that each node has told of.
+    changes: Vec<Vec<Change>>,
+    /// Nobody hears anybody.
+    cut: bool,
+}
+
+impl Pool {
+    fn new(count: u8) -> Self {
+        let now = Now { mono: Instant(1_000_000), wall: UnixTime(1_000) };
+        let mut pool = Self { nodes: vec![], now, changes: vec![vec![]; count.into()], cut: false };
+        for key in 0..count {
+            pool.nodes.push(start(key, 1, now));
+        }
+        pool
+    }
+
+    fn connect_all(&mut self) {
+        let ids: Vec<HostId> = self.nodes.iter().map(Node::me).collect();
+        for node in &mut self.nodes {
+            for id in &ids {
+                if *id != node.me() {
+                    node.handle_peer(*id, true);
+                }
+            }
+        }
+        self.settle();
+    }
+
+    fn settle(&mut self) {
+        for from in (0..self.nodes.len()).cycle().take(self.nodes.len() * 20) {
+            while let Some(effect) = self.nodes[from].poll_effect() {
+                self.carry_out(from, effect);
+            }
+        }
+    }
+
+    fn carry_out(&mut self, from: usize, effect: NodeEffect) {
+        let now = self.now;
+        match effect {
+            NodeEffect::Changed(change) => self.changes[from].push(change),
+            NodeEffect::Gossip(bytes) if !self.cut => {
+                for (to, node) in self.nodes.iter_mut().enumerate() {
+                    if to != from {
+                        assert_ne!(node.handle_gossip(now, &bytes), GossipVerdict::Reject);
+                    }
+                }
+            }
+            NodeEffect::Request { id, to, bytes } => {
+                let to = self.nodes.iter().position(|node| node.me() == to);
+                let answer = to.filter(|_| !self.cut).and_then(|to| self.nodes[to].handle_request(now, &bytes));
+                self.nodes[from].handle_response(now, id, answer.as_deref());
+            }
+            NodeEffect::Gossip(_) => {}
+        }
+    }
+
+    fn pass(&mut self, time: Duration) {
+        let end = self.now.mono + time;
+        while self.now.mono < end {
+            self.now.mono = self.now.mono + Duration::from_millis(500);
+            for node in &mut self.nodes {
+                node.handle_timeout(self.now);
+            }
+            self.settle();
+        }
+    }
+
+    fn put(&mut self, node: usize, body: Body) {
+        let now = self.now;
+        self.nodes[node].put(now, body);
+        self.settle();
+    }
+
+    fn roots(&self) -> Vec<u64> {
+        self.nodes.iter().map(|node| node.table().root()).collect()
+    }
+
+    fn assert_equal(&self) {
+        let roots = self.roots();
+        assert!(roots.iter().all(|root| *root == roots[0]), "{roots:?}");
+    }
+}
+
+fn start(key: u8, incarnation: u64, now: Now) -> Node {
+    let config = NodeConfig {
+        swarm: SwarmId([AUTHORITY; 32]),
+        signer: Arc::new(Toy(key)),
+        verifier: Arc::new(Toy(0)),
+        incarnation,
+        seed: key.into(),
+    };
+    let mut node = Node::new(config, now);
+    node.put(now, host(key));
+    node
+}
+
+fn host(key: u8) -> Body {
+    let request = CertificateRequest {
+        host: Toy(key).host(),
+        name: format!("host-{key}"),
+        roles: Roles::default(),
+        issued: UnixTime(0),
+        expires: UnixTime(1_000_000),
+        serial: key.into(),
+    };
+    Body::Host(Box::new(HostRow {
+        certificate: Certificate::issue(&Toy(AUTHORITY), request),
+        addresses: vec![],
+        resources: Resources { vcpus_total: 4, vcpus_free: 4, ..Resources::default() },
+        labels: vec![],
+        networks: vec![],
+        draining: false,
+        version: "0".into(),
+        refresh_s: 1,
+    }))
+}
+
+fn image(n: u8) -> Body {
+    Body::Image(ImageRow { digest: Digest([n; 32]), name: format!("image-{n}"), size_bytes: 1 })
+}
+
+#[test]
+fn peers_that_meet_become_equal() {
+    let mut pool = Pool::new(3);
+    pool.cut = true;
+    pool.settle();
+    for n in 0..100 {
+        pool.put(usize::from(n % 3), image(n));
+    }
+    pool.cut = false;
+    pool.connect_all();
+    pool.assert_equal();
+    assert_eq!(pool.nodes[0].table().rows().count(), 103);
+    assert_eq!(pool.nodes[2].table().image_providers("image-7").len(), 1);
+}
+
+#[test]
+fn a_late_joiner_pulls_thousands_of_rows() {
+    let mut pool = Pool::new(3);
+    pool.cut = true;
+    for writer in 0..2 {
+        for n in 0..4_000u32 {
+            let mut digest = [writer; 32];
+            digest[..4].copy_from_slice(&n.to_be_bytes());
+            let row = ImageRow { digest: Digest(digest), name: "many".into(), size_bytes: n.into() };
+            let now = pool.now;
+            pool.nodes[usize::from(writer)].put(now, Body::Image(row));
+        }
+    }
+    pool.settle();
+    pool.cut = false;
+    pool.connect_all();
+    pool.pass(Duration::from_secs(30));
+    pool.assert_equal();
+    assert_eq!(pool.nodes[2].table().rows().count(), 8_003);
+}
+
+#[test]
+fn what_is_taken_back_stays_gone() {
+    let mut pool = Pool::new(2);
+    pool.connect_all();
+    pool.put(0, image(1));
+    let now = pool.now;
+    pool.nodes[0].take_back(now, image(1).key());
+    pool.settle();
+    assert!(pool.nodes[1].table().image_providers("image-1").is_empty());
+    assert!(pool.changes[1].contains(&Change::Gone(Toy(0).host(), image(1).key())));
+    pool.pass(Duration::from_secs(30));
+    pool.assert_equal();
+}
+
+#[test]
+fn silent_hosts_are_suspected_and_then_removed() {
+    let mut pool = Pool::new(3);
+    pool.connect_all();
+    pool.put(2, image(1));
+    pool.nodes.pop();
+    let dead = Toy(2).host();
+    pool.pass(REFRESH_INTERVAL_MIN * 4);
+    assert!(pool.changes[0].contains(&Change::Silent(dead)), "{:?}", pool.changes[0]);
+    assert!(!pool.changes[0].contains(&Change::Left(dead)));
+    pool.pass(REFRESH_INTERVAL_MIN * 8);
+    assert!(pool.changes[0].contains(&Change::Left(dead)));
+    assert!(pool.changes[0].contains(&Change::Gone(dead, image(1).key())));
+    pool.pass(REFRESH_INTERVAL_MIN * 8);
+    pool.assert_equal();
+    assert_eq!(pool.nodes[0].table().host_count(), 2);
+}
+
+#[test]
+fn goodbye_takes_everything_along() {
+    let mut pool = Pool::new(2);
+    pool.connect_all();
+    pool.put(1, image(1));
+    let now = pool.now;
+    pool.nodes[1].take_back(now, Key::Host);
+    pool.settle();
+    assert_eq!(pool.nodes[0].table().hosts().count(), 1);
+    assert!(pool.nodes[0].table().image_providers("image-1").is_empty());
+    assert!(pool.changes[0].contains(&Change::Left(Toy(1).host())));
+}
+
+#[test]
+fn a_restart_voids_what_was_said_before() {
+    let mut pool = Pool::new(2);
+    pool.connect_all();
+    pool.put(1, image(1));
+    pool.nodes[1] = start(1, 2, pool.now);
+    pool.connect_all();
+    assert!(pool.nodes[0].table().image_providers("image-1").is_empty());
+    pool.put(1, image(2));
+    assert_eq!(pool.nodes[0].table().image_providers("image-2"), [Toy(1).host()]);
+}
+
+#[test]
+fn a_host_whose_counter_went_back_outruns_itself() {
+    let mut pool = Pool::new(2);
+    pool.connect_all();
+    pool.put(1, image(1));
+    pool.nodes[1] = start(1, 0, pool.now);
+    pool.nodes[0].handle_peer(Toy(1).host(), false);
+    pool.connect_all();
+    pool.put(1, image(2));
+    pool.pass(Duration::from_secs(30));
+    assert_eq!(pool.nodes[0].table().image_providers("image-2"), [Toy(1).host()]);
+    pool.assert_equal();
+}
+
+#[test]
+fn strangers_and_forgers_write_nothing() {
+    let mut pool = Pool::new(2);
+    pool.connect_all();
+    let now = pool.now;
+    let stranger = Row::sign(SwarmId([AUTHORITY; 32]), &Toy(50), image(1).key(), Version::default(), Some(image(1)));
+    let bytes = Gossip { rows: vec![stranger] }.encode();
+    pool.nodes[0].handle_gossip(now, &bytes);
+    assert!(pool.nodes[0].table().image_providers("image-1").is_empty());
+
+    let mut forged = Row::sign(
+        SwarmId([AUTHORITY; 32]),
+        &Toy(50),
+        image(1).key(),
+        Version { incarnation: 9, seq: 9 },
+        Some(image(1)),
+    );
+    forged.writer = Toy(1).host();
+    let bytes = Gossip { rows: vec![forged] }.encode();
+    assert_eq!(pool.nodes[0].handle_gossip(now, &bytes), GossipVerdict::Reject);
+    assert_eq!(pool.nodes[0].handle_gossip(now, b"junk"), GossipVerdict::Reject);
+    let claim =
+        Body::Claim(crate::claims::Claim::first(NetworkId(1), Mac([2; 6]), Toy(1).host(), crate::ids::Epoch(1)));
+    assert!(!claim.is_well_formed(Toy(0).host()));
+}
+
+#[test]
+fn refreshes_grow_with_the_swarm() {
+    assert_eq!(refresh_interval(3), Duration::from_secs(5));
+    assert_eq!(refresh_interval(1_000), Duration::from_secs(50));
+    assert_eq!(refresh_interval(10_000), Duration::from_secs(300));
+}
