@@ -236,7 +236,7 @@ mod tests {
             Certificate { roles: Roles(0), ..good.clone() },
             Certificate { serial: 2, ..good.clone() },
             Certificate { lease_s: 1, ..good.clone() },
-            Certificate { authority_generation: 1, ..good.clone() },
+            Certificate { authority_generation: 1, ..good },
         ];
         for certificate in changed {
             assert_eq!(check(&certificate, 1_500), Err(CertificateError::Forged), "{certificate:?}");
