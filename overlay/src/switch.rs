@@ -183,8 +183,8 @@ pub struct FdbEntry {
     pub state: &'static str,
     /// The interface, where it is a local one that the bridge told.
     pub port: Option<PortId>,
-    /// Bytes that wait for it.
-    pub held: bool,
+    /// When a frame, the bridge or a claim last confirmed it.
+    pub confirmed: Instant,
 }
 
 /// What the switch knows of another host.
@@ -325,7 +325,7 @@ impl Switch {
                 epoch: binding.claim.epoch,
                 state: self.state_name(&binding.state, binding.claim.holder),
                 port: binding.state.port(),
-                held: !binding.held.is_empty(),
+                confirmed: binding.state.seen().unwrap_or(binding.since),
             })
             .collect();
         entries.sort_unstable_by_key(|entry| entry.mac);

@@ -175,7 +175,7 @@ impl Switch {
         if segment.local_count >= LOCAL_CLAIMS_MAX || segment.bindings.len() >= CLAIMS_PER_NETWORK_MAX {
             return false;
         }
-        segment.bindings.insert(mac, Binding::new(claim, State::Local { port, seen: now }));
+        segment.bindings.insert(mac, Binding::new(now, claim, State::Local { port, seen: now }));
         segment.local_count += 1;
         self.claimed(now, network, mac);
         true
@@ -279,7 +279,7 @@ impl Switch {
         let Some(binding) = segment.bindings.get_mut(&mac) else {
             // Claimed by an agent that has been restarted since: nothing here has it.
             let held = Claim::first(network, mac, me, epoch);
-            segment.bindings.insert(mac, Binding::new(held, State::Departed { since: now }));
+            segment.bindings.insert(mac, Binding::new(now, held, State::Departed { since: now }));
             segment.local_count += 1;
             return self.grant(now, network, mac, asker);
         };
@@ -337,12 +337,12 @@ impl Switch {
         let (from, state) = (binding.claim.holder, binding.state);
         self.event(SwitchEvent::Moved { network, mac, from, to: claim.holder, epoch: claim.epoch });
         if let State::Wanted { port, .. } = state {
-            self.adopt(claim, State::Local { port, seen: now });
+            self.adopt(now, claim, State::Local { port, seen: now });
             self.claimed(now, network, mac);
             self.release_held(network, mac);
         } else {
             // The port that asked is gone again: we answer for the address until somebody else asks.
-            self.adopt(claim, State::Departed { since: now });
+            self.adopt(now, claim, State::Departed { since: now });
             self.set_deadline_in(now, network, mac, HOLD_TIME_MAX);
         }
     }
@@ -371,7 +371,7 @@ impl Switch {
             _ => State::Remote,
         };
         let epoch = claim.epoch;
-        self.adopt(claim, state);
+        self.adopt(now, claim, state);
         match before {
             Some((_, from)) if from != holder => {
                 self.event(SwitchEvent::Moved { network, mac, from, to: holder, epoch });
@@ -395,7 +395,7 @@ impl Switch {
     }
 
     /// Replaces the claim of an address.
-    fn adopt(&mut self, claim: Claim, state: State) {
+    fn adopt(&mut self, now: Instant, claim: Claim, state: State) {
         let Some(segment) = self.segments.get_mut(&claim.network) else { return };
         let mac = claim.mac;
         for ip in &claim.ips {
@@ -407,11 +407,12 @@ impl Switch {
             Some(binding) => {
                 binding.claim = claim;
                 binding.state = state;
+                binding.since = now;
                 binding.disputed = None;
                 binding.redirected = None;
             }
             None => {
-                segment.bindings.insert(mac, Binding::new(claim, state));
+                segment.bindings.insert(mac, Binding::new(now, claim, state));
             }
         }
     }

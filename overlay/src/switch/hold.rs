@@ -43,11 +43,6 @@ impl HeldFrames {
         self.bytes = 0;
         std::mem::take(&mut self.queue)
     }
-
-    /// Whether nothing waits.
-    pub(super) fn is_empty(&self) -> bool {
-        self.queue.is_empty()
-    }
 }
 
 #[cfg(test)]
@@ -69,6 +64,6 @@ mod tests {
         assert_eq!(budget.bytes, HOLD_TOTAL_BYTES_MAX);
         let held = queues[0].take(&mut budget);
         assert_eq!(budget.bytes, HOLD_TOTAL_BYTES_MAX - held.len() * packet.len());
-        assert!(queues[0].is_empty());
+        assert!(queues[0].take(&mut budget).is_empty());
     }
 }

@@ -35,6 +35,8 @@ pub(super) struct Segment {
 pub(super) struct Binding {
     pub(super) claim: Claim,
     pub(super) state: State,
+    /// When the claim came.
+    pub(super) since: Instant,
     /// Frames that wait for the address to arrive somewhere.
     pub(super) held: HeldFrames,
     /// When [`State`] wants attention; also the key of the binding's timer.
@@ -93,8 +95,8 @@ impl Segment {
 }
 
 impl Binding {
-    pub(super) fn new(claim: Claim, state: State) -> Self {
-        Self { claim, state, held: HeldFrames::default(), deadline: None, disputed: None, redirected: None }
+    pub(super) fn new(now: Instant, claim: Claim, state: State) -> Self {
+        Self { claim, state, since: now, held: HeldFrames::default(), deadline: None, disputed: None, redirected: None }
     }
 }
 
@@ -103,6 +105,14 @@ impl State {
     pub(super) const fn port(&self) -> Option<PortId> {
         match self {
             Self::Local { port, .. } | Self::Probed { port, .. } | Self::Wanted { port, .. } => *port,
+            Self::Departed { .. } | Self::Remote | Self::Refused => None,
+        }
+    }
+
+    /// When a port of this host last showed the address.
+    pub(super) const fn seen(&self) -> Option<Instant> {
+        match self {
+            Self::Local { seen, .. } | Self::Probed { seen, .. } | Self::Wanted { seen, .. } => Some(*seen),
             Self::Departed { .. } | Self::Remote | Self::Refused => None,
         }
     }

@@ -13,8 +13,8 @@ pub struct HostQuery {
     pub memory_bytes: u64,
     /// Bytes of disk.
     pub disk_bytes: u64,
-    /// Labels that the host must have, with these values.
-    pub labels: Vec<(String, String)>,
+    /// Labels that the host must have, with this value or with any.
+    pub labels: Vec<(String, Option<String>)>,
     /// An image, by name or digest, that somebody must have; hosts that have it themselves come first.
     pub image: Option<String>,
 }
@@ -64,14 +64,14 @@ pub enum Shortage {
         wanted: u64,
     },
     /// A label.
-    #[error("label {key} is {}, {wanted} wanted", has.as_deref().unwrap_or("not set"))]
+    #[error("label {key} is {}, {} wanted", has.as_deref().unwrap_or("not set"), wanted.as_deref().unwrap_or("any value"))]
     Label {
         /// Which.
         key: String,
         /// What it has.
         has: Option<String>,
-        /// What is wanted.
-        wanted: String,
+        /// What is wanted; nothing for any value.
+        wanted: Option<String>,
     },
     /// Nobody in the swarm has the image.
     #[error("no host has image {0}")]
@@ -117,7 +117,7 @@ impl HostQuery {
         }
         for (key, wanted) in &self.labels {
             let value = row.labels.iter().find(|(k, _)| k == key).map(|(_, value)| value.clone());
-            if value.as_ref() != Some(wanted) {
+            if value.is_none() || (wanted.is_some() && value != *wanted) {
                 lacks.push(Shortage::Label { key: key.clone(), has: value, wanted: wanted.clone() });
             }
         }
@@ -148,5 +148,87 @@ impl Table {
             })
             .map(|(host, _)| host)
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::testing::Toy;
+    use crate::ids::SwarmId;
+    use crate::membership::{Certificate, CertificateRequest, Roles};
+    use crate::table::{ImageRow, Resources, Row, Version};
+    use crate::time::UnixTime;
+
+    fn table(hosts: &[(u8, u32, &str)]) -> Table {
+        let mut table = Table::default();
+        for (key, vcpus_free, gpu) in hosts {
+            let request = CertificateRequest {
+                host: Toy(*key).host(),
+                name: format!("host-{key}"),
+                roles: Roles::default(),
+                issued: UnixTime(0),
+                expires: UnixTime(1),
+                serial: 0,
+            };
+            let resources = Resources { vcpus_total: 8, vcpus_free: *vcpus_free, ..Resources::default() };
+            let row = HostRow {
+                certificate: Certificate::issue(&Toy(99), request),
+                addresses: vec![],
+                resources: Resources {
+                    memory_total_bytes: 8,
+                    memory_free_bytes: 8,
+                    disk_total_bytes: 8,
+                    disk_free_bytes: 8,
+                    ..resources
+                },
+                labels: vec![("gpu".into(), (*gpu).into())],
+                networks: vec![],
+                draining: false,
+                version: String::new(),
+                refresh_s: 5,
+            };
+            put(&mut table, *key, Body::Host(Box::new(row)));
+        }
+        table
+    }
+
+    fn put(table: &mut Table, key: u8, body: Body) {
+        let seq = table.rows().count() as u64;
+        let row = Row::sign(SwarmId([0; 32]), &Toy(key), body.key(), Version { incarnation: 1, seq }, Some(body));
+        table.apply(row, Instant(0), Instant(0));
+    }
+
+    fn order(query: &HostQuery, table: &Table) -> Vec<(u8, usize)> {
+        query.run(table, Instant(0)).iter().map(|found| (found.host.0[0], found.lacks.len())).collect()
+    }
+
+    #[test]
+    fn the_emptiest_host_that_fits_comes_first() {
+        let table = table(&[(1, 2, "0"), (2, 8, "1"), (3, 6, "1")]);
+        let query = HostQuery { vcpus: 4, ..HostQuery::default() };
+        assert_eq!(order(&query, &table), [(2, 0), (3, 0), (1, 1)]);
+        let query = HostQuery { labels: vec![("gpu".into(), Some("0".into()))], ..HostQuery::default() };
+        assert_eq!(order(&query, &table)[0], (1, 0));
+        let query = HostQuery { labels: vec![("gpu".into(), None), ("ssd".into(), None)], ..HostQuery::default() };
+        assert!(order(&query, &table).iter().all(|(_, lacks)| *lacks == 1));
+    }
+
+    #[test]
+    fn hosts_that_have_the_image_come_first() {
+        let mut table = table(&[(1, 2, ""), (2, 8, "")]);
+        let query = HostQuery { image: Some("debian-12".into()), ..HostQuery::default() };
+        assert!(query.run(&table, Instant(0)).iter().all(|found| found.lacks == [Shortage::Image("debian-12".into())]));
+        put(&mut table, 1, Body::Image(ImageRow { digest: Digest([1; 32]), name: "debian-12".into(), size_bytes: 1 }));
+        assert_eq!(order(&query, &table), [(1, 0), (2, 0)]);
+    }
+
+    #[test]
+    fn silent_hosts_are_left_out_with_the_reason() {
+        let mut table = table(&[(1, 2, "")]);
+        let later = Instant(20_000_000);
+        table.sweep(later, Toy(9).host());
+        let found = HostQuery::default().run(&table, later);
+        assert_eq!(found[0].lacks, [Shortage::Silent(20)]);
     }
 }
