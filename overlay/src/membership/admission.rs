@@ -17,6 +17,13 @@ pub enum AdmitRequest {
         /// The swarm its ticket is for, and the ticket's id and secret. Without, it waits for approval.
         ticket: Option<(SwarmId, [u8; 8], [u8; 16])>,
     },
+    /// A member brings the certificate that the other host waits for.
+    Offer {
+        /// The waiting host's certificate.
+        yours: Certificate,
+        /// The bringing host's.
+        mine: Certificate,
+    },
 }
 
 /// The listener's word.

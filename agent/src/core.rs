@@ -1,0 +1,231 @@
+//! The one task that owns the control plane: the tables, the swarm, membership, and what this host says of itself.
+//!
+//! It selects over the swarm's events, the engine's, the network devices', timers, and calls of the control API. Each
+//! is handled at once and to its end; what must wait runs elsewhere and comes back as a call.
+
+mod admission;
+mod backend;
+mod facts_row;
+mod images;
+mod networks;
+mod swarm_events;
+mod switch_events;
+mod tables;
+mod views;
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::engine;
+use crate::events::{EventKind, EventLog};
+use crate::identity::SigningKey;
+use crate::image::Store;
+use crate::netdev::{self, Netdev};
+use crate::state::StateDir;
+use crate::swarm::service::{self, SwarmService, SyncId};
+use admission::Admission;
+use facts_row::OwnRow;
+use networks::Networks;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Interval, MissedTickBehavior};
+use virtuoso_overlay::ids::HostId;
+use virtuoso_overlay::node::{Node, RequestId};
+
+pub use admission::Credentials;
+pub use backend::Agent;
+pub use networks::SavedNetworks;
+
+/// Calls that wait for the core. The API's clients are few; each waits for its answer.
+const CALLS_MAX: usize = 256;
+
+/// Work for the core.
+type Call = Box<dyn FnOnce(&mut Core) + Send>;
+
+/// Everything that the core is made of.
+pub struct Parts {
+    /// The configuration.
+    pub config: Config,
+    /// The state directory.
+    pub state: Arc<StateDir>,
+    /// This host's key.
+    pub key: Arc<SigningKey>,
+    /// What makes this host a member, or what it joins with.
+    pub credentials: Credentials,
+    /// The number of this run.
+    pub incarnation: u64,
+    /// Who may connect, shared with the engine.
+    pub gatekeeper: Arc<crate::gatekeeper::Gatekeeper>,
+    /// libp2p.
+    pub swarm: SwarmService,
+    /// The data plane.
+    pub engine: engine::Handle,
+    /// Its events.
+    pub engine_events: mpsc::Receiver<engine::Event>,
+    /// The kernel's network devices.
+    pub netdev: Netdev,
+    /// What the operator may watch.
+    pub events: EventLog,
+    /// The image store.
+    pub images: Arc<Store>,
+    /// The clocks.
+    pub clock: Clock,
+}
+
+/// The control plane of this host.
+pub struct Core {
+    config: Config,
+    state: Arc<StateDir>,
+    key: Arc<SigningKey>,
+    clock: Clock,
+    events: EventLog,
+    swarm: SwarmService,
+    engine: engine::Handle,
+    netdev: Netdev,
+    images: Arc<Store>,
+    handle: Handle,
+    admission: Admission,
+    /// Nothing while this host is no member.
+    node: Option<Node>,
+    incarnation: u64,
+    own_row: OwnRow,
+    networks: Networks,
+    sync_requests: BTreeMap<SyncId, RequestId>,
+}
+
+/// Lets others run work on the core.
+#[derive(Clone)]
+pub struct Handle(mpsc::Sender<Call>);
+
+/// The core is gone: the agent stops.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("The agent is stopping")]
+pub struct Stopping;
+
+impl Handle {
+    /// Runs `work` on the core and waits for its result.
+    ///
+    /// # Errors
+    /// If the agent stops.
+    pub async fn call<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Core) -> T + Send + 'static,
+    ) -> Result<T, Stopping> {
+        let (answer, result) = oneshot::channel();
+        let call: Call = Box::new(move |core| {
+            // Whoever asked may have gone away meanwhile.
+            answer.send(work(core)).ok();
+        });
+        self.0.send(call).await.map_err(|_| Stopping)?;
+        result.await.map_err(|_| Stopping)
+    }
+}
+
+impl Core {
+    /// A core, and the receiver of calls to pass to [`Core::run`].
+    pub fn new(parts: Parts) -> (Self, Runner) {
+        let (sender, calls) = mpsc::channel(CALLS_MAX);
+        let Parts { config, state, key, credentials, incarnation, gatekeeper, swarm, engine, engine_events, netdev, events, images, clock } =
+            parts;
+        let core = Self {
+            admission: Admission::new(credentials, gatekeeper),
+            own_row: OwnRow::default(),
+            networks: Networks::default(),
+            node: None,
+            sync_requests: BTreeMap::new(),
+            handle: Handle(sender),
+            config,
+            state,
+            key,
+            clock,
+            events,
+            swarm,
+            engine,
+            netdev,
+            images,
+            incarnation,
+        };
+        (core, Runner { calls, engine_events })
+    }
+
+    /// Lets others run work on this core.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    fn me(&self) -> HostId {
+        self.key.host_id()
+    }
+
+    /// Runs until `stop` says so, then says goodbye to the swarm.
+    pub async fn run(mut self, runner: Runner, mut stop: watch::Receiver<bool>) -> anyhow::Result<()> {
+        let Runner { mut calls, mut engine_events } = runner;
+        let mut devices = netdev::watch(self.netdev.clone())?;
+        let mut tick = every_second();
+        loop {
+            self.drain_node();
+            let node_timer = tokio::time::sleep_until(self.node_deadline().into());
+            tokio::select! {
+                event = self.swarm.next_event() => self.on_swarm_event(event),
+                Some(event) = engine_events.recv() => self.on_engine_event(event),
+                Some(call) = calls.recv() => call(&mut self),
+                Some(event) = devices.recv() => self.on_device_event(event),
+                () = node_timer => self.on_node_timer(),
+                _ = tick.tick() => self.on_tick(),
+                _ = stop.changed() => break,
+            }
+        }
+        self.say_goodbye().await;
+        Ok(())
+    }
+
+    fn node_deadline(&self) -> std::time::Instant {
+        let idle = std::time::Duration::from_secs(3600);
+        match &self.node {
+            Some(node) => self.clock.deadline(node.poll_timeout()),
+            None => std::time::Instant::now() + idle,
+        }
+    }
+
+    fn on_node_timer(&mut self) {
+        let now = self.clock.now();
+        if let Some(node) = &mut self.node {
+            node.handle_timeout(now);
+        }
+    }
+
+    fn on_tick(&mut self) {
+        self.refresh_facts();
+        self.retry_admission();
+        self.expire_members();
+    }
+
+    async fn say_goodbye(mut self) {
+        tracing::info!("Saying goodbye to the swarm");
+        self.events.emit(EventKind::AgentStopping);
+        let now = self.clock.now();
+        if let Some(node) = &mut self.node {
+            node.take_back(now, virtuoso_overlay::table::Key::Host);
+        }
+        self.drain_node();
+        self.engine.shutdown().await;
+        self.leave_devices().await;
+        self.swarm.shutdown().await;
+        self.events.close();
+    }
+}
+
+/// What [`Core::run`] receives from.
+pub struct Runner {
+    calls: mpsc::Receiver<Call>,
+    engine_events: mpsc::Receiver<engine::Event>,
+}
+
+fn every_second() -> Interval {
+    let mut tick = tokio::time::interval(std::time::Duration::from_secs(1));
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    tick
+}
+
+/// A peer of the swarm service, which the rest of the agent knows as a host.
+type SwarmEvent = service::Event;

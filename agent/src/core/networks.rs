@@ -1,0 +1,406 @@
+//! The networks of this host: made, attached, left.
+
+use super::switch_events::is_port;
+use super::{Core, Handle};
+use crate::clock;
+use crate::control::{ApiError, ErrorCode};
+use crate::name::Name;
+use crate::netdev::{BridgeRemoval, Netdev, RemoveBridge, Tap};
+use crate::state::sealed::Kind;
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use virtuoso_overlay::ids::{HostId, Mac, NetworkId};
+use virtuoso_overlay::limits::{NETWORK_MTU_DEFAULT, NETWORK_MTU_MAX, NETWORK_MTU_MIN};
+use virtuoso_overlay::switch::{NetworkSpec, PortId};
+use virtuoso_overlay::table::{Body, Key, NetworkRow};
+use virtuoso_overlay::time::UnixTime;
+
+/// The networks that this host made or has a port in.
+pub(crate) const NETWORKS: Kind = Kind { name: "networks", version: 1 };
+
+/// What is kept of networks over restarts.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SavedNetworks {
+    networks: BTreeMap<Name, SavedNetwork>,
+}
+
+/// What is kept of one network.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SavedNetwork {
+    mtu: u16,
+    created: u64,
+    attached: bool,
+    /// Interfaces that were put into the bridge.
+    interfaces: BTreeSet<String>,
+    /// Those of them that are the user's own LAN.
+    uplinks: BTreeSet<String>,
+}
+
+/// The networks of this host.
+#[derive(Default)]
+pub(super) struct Networks {
+    saved: SavedNetworks,
+    attached: BTreeMap<NetworkId, Attached>,
+    ports: BTreeMap<(NetworkId, String), PortId>,
+    next_port: u32,
+}
+
+struct Attached {
+    name: Name,
+    participants: Vec<HostId>,
+}
+
+impl Networks {
+    /// The networks that are attached here, in order.
+    pub(super) fn attached(&self) -> impl Iterator<Item = NetworkId> + '_ {
+        self.attached.keys().copied()
+    }
+
+    pub(super) fn is_attached(&self, network: NetworkId) -> bool {
+        self.attached.contains_key(&network)
+    }
+
+    pub(super) fn name(&self, network: NetworkId) -> Option<&str> {
+        self.attached.get(&network).map(|attached| attached.name.as_str())
+    }
+
+    pub(super) fn is_uplink(&self, network: &Name, interface: &str) -> bool {
+        self.saved.networks.get(network).is_some_and(|saved| saved.uplinks.contains(interface))
+    }
+
+    /// Remembers who has ports in a network; true if that is news.
+    pub(super) fn participants_changed(&mut self, network: NetworkId, hosts: &[HostId]) -> bool {
+        let Some(attached) = self.attached.get_mut(&network).filter(|attached| attached.participants != hosts) else {
+            return false;
+        };
+        attached.participants = hosts.to_vec();
+        true
+    }
+
+    /// The number by which the switch knows an interface.
+    pub(super) fn port_id(&mut self, network: NetworkId, interface: &str) -> PortId {
+        let next = &mut self.next_port;
+        *self.ports.entry((network, interface.to_owned())).or_insert_with(|| {
+            *next += 1;
+            PortId(*next)
+        })
+    }
+
+    /// The interface that the switch knows by a number.
+    pub(super) fn interface(&self, port: PortId) -> Option<&str> {
+        self.ports.iter().find(|(_, known)| **known == port).map(|((_, interface), _)| interface.as_str())
+    }
+}
+
+impl Core {
+    /// What earlier runs of this host have attached.
+    pub fn restore_networks(&mut self, saved: SavedNetworks) {
+        self.networks.saved = saved;
+    }
+
+    /// This host is a member: its networks are the swarm's.
+    pub(super) fn enter_networks(&mut self) {
+        for (name, saved) in self.networks.saved.networks.clone() {
+            self.publish_network(&name, saved.mtu, UnixTime(saved.created));
+            if saved.attached {
+                let (handle, netdev) = (self.handle(), self.netdev.clone());
+                tokio::spawn(async move {
+                    if let Err(error) = reattach(&handle, &netdev, &name, &saved).await {
+                        tracing::warn!("Can't attach network {name} again: {error:#}");
+                    }
+                });
+            }
+        }
+    }
+
+    /// The network of this name, as the swarm has it.
+    pub(super) fn find_network(&self, name: &str) -> Result<NetworkRow, ApiError> {
+        let node = self.node.as_ref().ok_or_else(not_a_member)?;
+        let rows = node.table().bodies().filter_map(|(_, body)| match body {
+            Body::Network(row) if row.name == name => Some(row),
+            _ => None,
+        });
+        let oldest = rows.min_by_key(|row| (row.created, row.mtu)).cloned();
+        oldest.ok_or_else(|| {
+            ApiError::not_found(format!("There is no network {name}: `virtuoso net create {name}` makes it"))
+        })
+    }
+
+    pub(super) fn create_network(&mut self, name: &Name, mtu: Option<u32>) -> Result<NetworkRow, ApiError> {
+        let swarm = self.node.as_ref().ok_or_else(not_a_member)?.swarm();
+        let mtu = mtu.map_or(Ok(NETWORK_MTU_DEFAULT), u16::try_from).ok();
+        let mtu = mtu.filter(|mtu| (NETWORK_MTU_MIN..=NETWORK_MTU_MAX).contains(mtu)).ok_or_else(|| {
+            ApiError::invalid(format!("The MTU of a network is {NETWORK_MTU_MIN} to {NETWORK_MTU_MAX} bytes"))
+        })?;
+        if let Ok(row) = self.find_network(name.as_str()) {
+            return Err(ApiError::conflict(format!("Network {name} exists already, with an MTU of {} bytes", row.mtu)));
+        }
+        let id = NetworkId::of(swarm, name.as_str());
+        if let Some(other) = self.network_of_id(id) {
+            return Err(ApiError::conflict(format!("The name {name} has the same id as network {other}: choose another")));
+        }
+        let created = clock::wall();
+        let saved = SavedNetwork {
+            mtu,
+            created: created.0,
+            attached: false,
+            interfaces: BTreeSet::new(),
+            uplinks: BTreeSet::new(),
+        };
+        self.networks.saved.networks.insert(name.clone(), saved);
+        self.save_networks()?;
+        self.publish_network(name, mtu, created);
+        self.events.emit(crate::events::EventKind::NetworkCreated { network: name.to_string() });
+        self.find_network(name.as_str())
+    }
+
+    pub(super) fn delete_network(&mut self, name: &Name) -> Result<(), ApiError> {
+        let row = self.find_network(name.as_str())?;
+        let hosts = self.hosts_in(row.id);
+        if !hosts.is_empty() {
+            let names: Vec<String> = hosts.into_iter().map(|host| self.name_of(host)).collect();
+            return Err(ApiError::conflict(format!(
+                "Network {name} is attached on {}: detach it there first",
+                names.join(", ")
+            )));
+        }
+        let me = self.me();
+        let node = self.node.as_mut().ok_or_else(not_a_member)?;
+        let others: Vec<HostId> = node
+            .table()
+            .bodies()
+            .filter(|(host, body)| *host != me && body.key() == Key::Network(row.id))
+            .map(|(host, _)| host)
+            .collect();
+        if let Some(other) = others.first() {
+            let other = self.name_of(*other);
+            return Err(ApiError::conflict(format!("Network {name} was made on {other}: delete it there")));
+        }
+        node.take_back(self.clock.now(), Key::Network(row.id));
+        self.networks.saved.networks.remove(name);
+        self.save_networks()?;
+        self.events.emit(crate::events::EventKind::NetworkDeleted { network: name.to_string() });
+        Ok(())
+    }
+
+    /// The hosts that have a port in a network.
+    pub(super) fn hosts_in(&self, network: NetworkId) -> Vec<HostId> {
+        let Some(node) = &self.node else { return Vec::new() };
+        node.table().hosts().filter(|(_, row)| row.networks.contains(&network)).map(|(host, _)| host).collect()
+    }
+
+    /// The TAP is there: frames flow from now on.
+    fn begin_network(&mut self, row: &NetworkRow, name: &Name, tap: Tap) -> anyhow::Result<()> {
+        let spec = NetworkSpec { id: row.id, mtu: row.mtu };
+        self.networks.attached.insert(row.id, Attached { name: name.clone(), participants: Vec::new() });
+        self.engine.switch(move |switch, _| {
+            switch.set_network(spec);
+            switch.attach(spec.id);
+        });
+        self.engine.add_tap(row.id, tap);
+        let claims: Vec<_> = self.node.iter().flat_map(|node| node.table().bodies()).filter_map(|(_, body)| match body {
+            Body::Claim(claim) if claim.network == row.id => Some(claim.clone()),
+            _ => None,
+        });
+        let claims = claims.collect::<Vec<_>>();
+        self.engine.switch(move |switch, now| claims.into_iter().for_each(|claim| switch.handle_claim(now, claim)));
+        let saved = self.networks.saved.networks.entry(name.clone()).or_insert_with(|| SavedNetwork {
+            mtu: row.mtu,
+            created: row.created.0,
+            attached: true,
+            interfaces: BTreeSet::new(),
+            uplinks: BTreeSet::new(),
+        });
+        saved.attached = true;
+        self.save_networks()?;
+        self.publish_network(name, row.mtu, row.created);
+        self.publish_host_row();
+        Ok(())
+    }
+
+    /// The network is no longer attached here.
+    fn end_network(&mut self, row: &NetworkRow, name: &Name) -> anyhow::Result<()> {
+        let id = row.id;
+        self.networks.attached.remove(&id);
+        self.engine.remove_tap(id);
+        if let Some(saved) = self.networks.saved.networks.get_mut(name) {
+            saved.attached = false;
+            saved.interfaces.clear();
+            saved.uplinks.clear();
+        }
+        self.save_networks()?;
+        self.publish_host_row();
+        Ok(())
+    }
+
+    fn remember_interface(&mut self, name: &Name, interface: &str, kind: Option<Attachment>) -> anyhow::Result<()> {
+        let Some(saved) = self.networks.saved.networks.get_mut(name) else { return Ok(()) };
+        saved.interfaces.remove(interface);
+        saved.uplinks.remove(interface);
+        match kind {
+            Some(Attachment::Interface) => saved.interfaces.insert(interface.to_owned()),
+            Some(Attachment::Uplink) => saved.uplinks.insert(interface.to_owned()),
+            None => false,
+        };
+        self.save_networks()
+    }
+
+    fn publish_network(&mut self, name: &Name, mtu: u16, created: UnixTime) {
+        let now = self.clock.now();
+        let Some(node) = &mut self.node else { return };
+        let id = NetworkId::of(node.swarm(), name.as_str());
+        node.put(now, Body::Network(NetworkRow { id, name: name.to_string(), mtu, created }));
+    }
+
+    fn network_of_id(&self, id: NetworkId) -> Option<String> {
+        self.node.as_ref()?.table().bodies().find_map(|(_, body)| match body {
+            Body::Network(row) if row.id == id => Some(row.name.clone()),
+            _ => None,
+        })
+    }
+
+    fn save_networks(&self) -> anyhow::Result<()> {
+        self.state.write_json(&NETWORKS, &self.networks.saved).context("Can't keep the list of networks")
+    }
+
+    /// Leaves the kernel as it was found: bridges that others use stay, the rest goes.
+    pub(super) async fn leave_devices(&self) {
+        for network in self.networks.attached() {
+            match self.netdev.remove_bridge(network, RemoveBridge::IfUnused).await {
+                Ok(BridgeRemoval::Kept(users)) => tracing::info!(%network, ?users, "A bridge stays for what uses it"),
+                Ok(BridgeRemoval::Removed | BridgeRemoval::Absent) => {}
+                Err(error) => tracing::warn!(%network, "Can't remove a bridge: {error:#}"),
+            }
+        }
+    }
+}
+
+/// What an interface is to a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Attachment {
+    Interface,
+    Uplink,
+}
+
+/// Attaches a network on this host, unless it is.
+pub(super) async fn attach(handle: &Handle, netdev: &Netdev, name: &Name) -> Result<NetworkRow, ApiError> {
+    let wanted = name.clone();
+    let (row, attached) = handle
+        .call(move |core| core.find_network(wanted.as_str()).map(|row| (row.clone(), core.networks.is_attached(row.id))))
+        .await??;
+    if attached {
+        return Ok(row);
+    }
+    netdev.ensure_bridge(row.id, row.mtu).await.map_err(device_error)?;
+    let tap = netdev.create_tap(row.id, row.mtu).await.map_err(device_error)?;
+    let (begun, wanted) = (row.clone(), name.clone());
+    handle.call(move |core| core.begin_network(&begun, &wanted, tap)).await??;
+    Ok(row)
+}
+
+/// Puts an interface into an attached network. Addresses that are known to be behind it are claimed at once.
+pub(super) async fn attach_interface(
+    handle: &Handle,
+    netdev: &Netdev,
+    (name, row): (&Name, &NetworkRow),
+    (interface, kind): (&str, Attachment),
+    macs: Vec<Mac>,
+) -> Result<(), ApiError> {
+    netdev.attach(row.id, interface).await.map_err(device_error)?;
+    let (name, network, interface) = (name.clone(), row.id, interface.to_owned());
+    let claim = move |core: &mut Core| {
+        core.remember_interface(&name, &interface, Some(kind))?;
+        let port = core.networks.port_id(network, &interface);
+        core.engine.switch(move |switch, now| {
+            for mac in macs {
+                switch.handle_local(now, network, mac, Some(port), &[]);
+            }
+        });
+        anyhow::Ok(())
+    };
+    Ok(handle.call(claim).await??)
+}
+
+/// Takes an interface out of a network. What is behind it departs first, so that no frame for it is lost.
+pub(super) async fn detach_interface(
+    handle: &Handle,
+    netdev: &Netdev,
+    (name, row): (&Name, &NetworkRow),
+    interface: &str,
+) -> Result<(), ApiError> {
+    let network = row.id;
+    let members = netdev.ports(network).await.map_err(device_error)?;
+    if !members.iter().any(|port| port.name == interface) || !is_port(interface) {
+        return Err(ApiError::not_found(format!("Interface {interface} is not in network {name} on this host")));
+    }
+    let learned = netdev.fdb(network).await.map_err(device_error)?;
+    let macs: Vec<Mac> = learned.into_iter().filter(|entry| entry.interface == interface).map(|entry| entry.mac).collect();
+    let gone = interface.to_owned();
+    let (engine, port) = handle.call(move |core| (core.engine.clone(), core.networks.port_id(network, &gone))).await?;
+    engine
+        .query(move |switch, now| {
+            macs.into_iter().for_each(|mac| switch.depart(now, network, mac));
+            switch.handle_port_gone(now, network, port);
+        })
+        .await
+        .map_err(ApiError::from)?;
+    netdev.detach(network, interface).await.map_err(device_error)?;
+    let (name, interface) = (name.clone(), interface.to_owned());
+    Ok(handle.call(move |core| core.remember_interface(&name, &interface, None)).await??)
+}
+
+/// Takes a network off this host, with all its ports.
+pub(super) async fn detach(handle: &Handle, netdev: &Netdev, name: &Name) -> Result<NetworkRow, ApiError> {
+    let wanted = name.clone();
+    let (row, attached, engine) = handle
+        .call(move |core| {
+            let row = core.find_network(wanted.as_str())?;
+            let attached = core.networks.is_attached(row.id);
+            Ok::<_, ApiError>((row, attached, core.engine.clone()))
+        })
+        .await??;
+    if !attached {
+        return Err(ApiError::conflict(format!("Network {name} is not attached on this host")));
+    }
+    let network = row.id;
+    engine.query(move |switch, now| switch.detach(now, network)).await.map_err(ApiError::from)?;
+    let (ended, wanted) = (row.clone(), name.clone());
+    handle.call(move |core| core.end_network(&ended, &wanted)).await??;
+    netdev.remove_bridge(network, RemoveBridge::Always).await.map_err(device_error)?;
+    Ok(row)
+}
+
+/// Attaches what an earlier run had attached. An interface that is gone is missed, not fatal.
+async fn reattach(handle: &Handle, netdev: &Netdev, name: &Name, saved: &SavedNetwork) -> anyhow::Result<()> {
+    let row = attach(handle, netdev, name).await?;
+    let kinds = [(&saved.interfaces, Attachment::Interface), (&saved.uplinks, Attachment::Uplink)];
+    for (interface, kind) in kinds.into_iter().flat_map(|(names, kind)| names.iter().map(move |name| (name, kind))) {
+        if let Err(error) = attach_interface(handle, netdev, (name, &row), (interface, kind), vec![]).await {
+            tracing::info!("Interface {interface} is not in network {name} any more: {error}");
+            let (name, interface) = (name.clone(), interface.clone());
+            handle.call(move |core| core.remember_interface(&name, &interface, None)).await??;
+        }
+    }
+    Ok(())
+}
+
+/// What the kernel refused, under a code that scripts can tell.
+pub(super) fn device_error(error: anyhow::Error) -> ApiError {
+    use crate::netdev::NetdevError;
+    let code = match error.downcast_ref::<NetdevError>() {
+        Some(known) => known.code(),
+        None => ErrorCode::Internal,
+    };
+    ApiError::new(code, format!("{error:#}"))
+}
+
+/// This host is in no swarm.
+pub(super) fn not_a_member() -> ApiError {
+    ApiError::new(
+        ErrorCode::NotPermittedBySwarm,
+        "This host is not a member of a swarm yet: `virtuoso status` tells what it waits for",
+    )
+}

@@ -1,0 +1,119 @@
+//! What the data plane and the network devices tell the core.
+
+use super::Core;
+use crate::engine;
+use crate::events::EventKind;
+use crate::netdev::{self, network_of_bridge, network_of_tap};
+use crate::text::Text;
+use virtuoso_overlay::ids::NetworkId;
+use virtuoso_overlay::switch::{PortId, SwitchEvent, Upward};
+use virtuoso_overlay::table::{Body, Key};
+
+impl Core {
+    pub(super) fn on_engine_event(&mut self, event: engine::Event) {
+        match event {
+            engine::Event::Upward(upward) => self.on_upward(upward),
+            engine::Event::LinkUp { host, path } => {
+                tracing::info!(%host, path, "Link is up");
+                self.events.emit(EventKind::LinkUp { host: Text(host), path });
+            }
+            engine::Event::LinkDown { host, reason } => {
+                tracing::info!(%host, reason, "Link is down");
+                self.events.emit(EventKind::LinkDown { host: Text(host), reason });
+            }
+        }
+    }
+
+    fn on_upward(&mut self, upward: Upward) {
+        let now = self.clock.now();
+        match upward {
+            Upward::Publish(claim) => {
+                if let Some(node) = &mut self.node {
+                    node.put(now, Body::Claim(claim));
+                }
+            }
+            Upward::Withdraw { network, mac } => {
+                if let Some(node) = &mut self.node {
+                    node.take_back(now, Key::Claim(network, mac));
+                }
+            }
+            Upward::FindPort { network, mac } => {
+                let (netdev, engine) = (self.netdev.clone(), self.engine.clone());
+                tokio::spawn(async move {
+                    match netdev.fdb_lookup(network, mac).await {
+                        Ok(interface) => {
+                            let found = interface.is_some_and(|name| is_port(&name));
+                            engine.switch(move |switch, now| switch.handle_port_found(now, network, mac, found));
+                        }
+                        // No answer is no evidence: the address stays until its probe ends.
+                        Err(error) => tracing::debug!(%network, %mac, "Can't ask the bridge: {error:#}"),
+                    }
+                });
+            }
+            Upward::Event(event) => self.on_switch_event(event),
+        }
+    }
+
+    fn on_switch_event(&mut self, event: SwitchEvent) {
+        match event {
+            SwitchEvent::Moved { network, mac, from, to, epoch } => {
+                let network = self.network_name(network);
+                tracing::info!(network, %mac, from = self.name_of(from), to = self.name_of(to), "An address moved");
+                let (from, to) = (Text(from), Text(to));
+                self.events.emit(EventKind::ClaimMoved { network, mac: Text(mac), from, to, epoch: epoch.0 });
+            }
+            SwitchEvent::Conflict { network, mac, holder, other } => {
+                let network = self.network_name(network);
+                let (holder_name, other_name) = (self.name_of(holder), self.name_of(other));
+                tracing::warn!(
+                    network,
+                    %mac,
+                    "Two hosts have this address: {holder_name} keeps it, the port of {other_name} is cut off"
+                );
+                let hosts = vec![Text(holder), Text(other)];
+                self.events.emit(EventKind::ClaimConflict { network, mac: Text(mac), hosts });
+            }
+            SwitchEvent::Claimed { network, mac, holder, .. } => {
+                tracing::debug!(%network, %mac, %holder, "An address is claimed");
+            }
+            SwitchEvent::Released { network, mac, holder } => {
+                tracing::debug!(%network, %mac, %holder, "An address is released");
+            }
+        }
+    }
+
+    pub(super) fn on_device_event(&mut self, event: netdev::Event) {
+        match event {
+            netdev::Event::Synced => {}
+            netdev::Event::PortAdded { network, interface } if is_port(&interface) => {
+                let network = self.network_name(network);
+                self.events.emit(EventKind::PortAttached { network, interface });
+            }
+            netdev::Event::PortRemoved { network, interface } if is_port(&interface) => {
+                let port = self.networks.port_id(network, &interface);
+                self.engine.switch(move |switch, now| switch.handle_port_gone(now, network, port));
+                let network = self.network_name(network);
+                self.events.emit(EventKind::PortDetached { network, interface });
+            }
+            netdev::Event::FdbLearned { network, interface, mac, .. } if is_port(&interface) => {
+                let port: PortId = self.networks.port_id(network, &interface);
+                self.engine.switch(move |switch, now| switch.handle_local(now, network, mac, Some(port), &[]));
+            }
+            // An address that the bridge forgot may only have been silent: its port's end is what counts.
+            netdev::Event::PortAdded { .. }
+            | netdev::Event::PortRemoved { .. }
+            | netdev::Event::FdbLearned { .. }
+            | netdev::Event::FdbGone { .. } => {}
+        }
+    }
+
+    /// The name of a network that is attached here, or its id.
+    pub(super) fn network_name(&self, network: NetworkId) -> String {
+        self.networks.name(network).map_or_else(|| network.to_string(), str::to_owned)
+    }
+}
+
+/// Whether an interface is a guest's or an uplink's, and not the agent's own way to other hosts.
+pub(super) fn is_port(interface: &str) -> bool {
+    network_of_tap(interface).is_none() && network_of_bridge(interface).is_none()
+}
