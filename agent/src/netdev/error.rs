@@ -1,0 +1,101 @@
+//! What can be wrong with a request about network devices, in the words of whoever asked.
+
+use rtnetlink::Error;
+use std::fmt;
+
+/// Refusals that callers tell apart. Everything else is an error with its context only.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NetdevError {
+    /// There is no such interface where the agent looks.
+    #[error(
+        "No interface {name} in the agent's network namespace. `ip link` shows those that are; one of another \
+         namespace is moved here by `ip link set {name} netns {pid}` there"
+    )]
+    NoInterface {
+        /// What was asked for.
+        name: String,
+        /// The agent's process, which names its namespace.
+        pid: u32,
+    },
+    /// The interface is a port already.
+    #[error("Interface {name} is in {controller} already. Take it out first: `ip link set {name} nomaster`")]
+    InOtherBridge {
+        /// What was asked for.
+        name: String,
+        /// The bridge, bond or team it is in.
+        controller: String,
+    },
+    /// The interface is not in the bridge that it should be taken out of.
+    #[error("Interface {name} is not in bridge {bridge}")]
+    NotInBridge {
+        /// What was asked for.
+        name: String,
+        /// The bridge.
+        bridge: String,
+    },
+    /// The interface can't be a bridge's port.
+    #[error("Interface {name} can't be put into a bridge: {reason}")]
+    Unsuitable {
+        /// What was asked for.
+        name: String,
+        /// Why it can't.
+        reason: String,
+    },
+    /// A name that the agent uses belongs to something else.
+    #[error("Interface {name} exists and is no {expected}. Rename or delete it: `ip link delete {name}`")]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// What the agent would make of that name.
+        expected: &'static str,
+    },
+    /// Another process holds the TAP.
+    #[error("TAP {name} is held by another process. Is another agent running in this network namespace?")]
+    TapBusy {
+        /// The TAP.
+        name: String,
+    },
+    /// The kernel refused for lack of a right.
+    #[error(
+        "Missing right CAP_NET_ADMIN for {action}. Run the agent as root, or grant it: \
+         `AmbientCapabilities=CAP_NET_ADMIN` in its systemd unit, or `setcap cap_net_admin+ep` on its binary"
+    )]
+    MissingRight {
+        /// What needed it.
+        action: String,
+    },
+    /// The kernel lacks a module.
+    #[error("The kernel has no support for {what}. Load it: `modprobe {module}`")]
+    NoKernelSupport {
+        /// What is missing.
+        what: &'static str,
+        /// The module that has it.
+        module: &'static str,
+    },
+}
+
+impl NetdevError {
+    /// There is no interface `name`.
+    pub(super) fn no_interface(name: &str) -> Self {
+        Self::NoInterface { name: name.to_owned(), pid: std::process::id() }
+    }
+}
+
+/// Says what the kernel refused to do.
+pub(super) fn explain(error: Error, action: impl fmt::Display) -> anyhow::Error {
+    match errno(&error) {
+        Some(libc::EPERM | libc::EACCES) => NetdevError::MissingRight { action: action.to_string() }.into(),
+        Some(code) => {
+            anyhow::Error::new(std::io::Error::from_raw_os_error(code)).context(format!("The kernel refused {action}"))
+        }
+        None => anyhow::Error::new(error).context(format!("No answer from the kernel to {action}")),
+    }
+}
+
+/// The kernel's error number, if it answered with one.
+pub(super) fn errno(error: &Error) -> Option<i32> {
+    match error {
+        Error::NetlinkError(message) => Some(message.raw_code().abs()),
+        _ => None,
+    }
+}
