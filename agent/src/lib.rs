@@ -1,3 +1,4 @@
 //! x
 
+pub mod facts;
 pub mod netdev;
