@@ -1,4 +1,11 @@
-//! x
+//! The agent: every side effect of Virtuoso. `overlay` decides, this crate does.
 
+pub mod config;
 pub mod facts;
+pub mod identity;
+pub mod logging;
+pub mod name;
 pub mod netdev;
+pub mod size;
+pub mod state;
+pub mod timestamp;

@@ -1,0 +1,96 @@
+use super::*;
+
+fn layer(text: &str) -> Layer {
+    file::parse(text, "agent.toml").unwrap()
+}
+
+fn config(flags: &str, file: &str) -> Config {
+    Config::merge(layer(flags), layer(file)).unwrap()
+}
+
+const FULL: &str = r#"
+name = "alpha"
+state_dir = "/srv/virtuoso"
+socket = "/run/v.sock"
+socket_group = "vm"
+listen = "0.0.0.0:5000"
+bootstrap = ["/ip4/192.0.2.1/udp/4747/quic-v1", "virtuoso-ticket:2NEpo7TZRRrLZSi2U"]
+advertise = ["/ip4/203.0.113.7/udp/4747/quic-v1"]
+mdns = false
+
+[labels]
+site = "berlin"
+gpu = 1
+ssd = true
+
+[limits]
+vcpus = 4
+memory = "8GiB"
+disk = 1073741824
+
+[log]
+level = "debug"
+format = "json"
+"#;
+
+#[test]
+fn defaults() {
+    let config = config("name = \"a\"", "");
+    assert_eq!(config.state_dir, Path::new("/var/lib/virtuoso"));
+    assert_eq!(config.socket, Path::new("/run/virtuoso/virtuoso.sock"));
+    assert_eq!(config.listen.to_string(), "[::]:4747");
+    assert!(config.mdns && config.bootstrap.is_empty() && config.labels.is_empty());
+    assert_eq!(config.limits, Limits::default());
+}
+
+#[test]
+fn the_file_sets_every_key() {
+    let config = config("", FULL);
+    assert_eq!(&*config.name, "alpha");
+    assert_eq!(config.state_dir, Path::new("/srv/virtuoso"));
+    assert_eq!(config.bootstrap.len(), 2);
+    assert_eq!(config.labels["gpu"], "1");
+    assert_eq!(config.labels["ssd"], "true");
+    assert_eq!(config.limits.memory, Some(ByteSize(8 << 30)));
+    assert_eq!(config.limits.disk, Some(ByteSize(1 << 30)));
+    assert_eq!(config.log.format, LogFormat::Json);
+    assert!(!config.mdns);
+}
+
+#[test]
+fn flags_win_over_the_file() {
+    let config = config("name = \"beta\"\nmdns = true\nbootstrap = []\nlog.level = \"warn\"", FULL);
+    assert_eq!(&*config.name, "beta");
+    assert!(config.mdns && config.bootstrap.is_empty());
+    assert_eq!(config.log.level.to_string(), "warn");
+    assert_eq!(config.log.format, LogFormat::Json);
+}
+
+#[test]
+fn a_named_file_must_exist_and_the_default_need_not() {
+    let source = Source { file: Some("/nonexistent/agent.toml".into()), flags: layer("name = \"a\"") };
+    assert!(source.load().unwrap_err().to_string().contains("/nonexistent/agent.toml"));
+}
+
+#[test]
+fn bounds_are_checked() {
+    let many: Vec<String> = (0..=ADDRESSES_MAX).map(|i| format!("\"/ip4/10.0.0.{i}/tcp/1\"")).collect();
+    let text = format!("name = \"a\"\nbootstrap = [{}]", many.join(","));
+    assert!(Config::merge(layer(&text), Layer::default()).is_err());
+    for text in ["listen = \"[::]:0\"", "limits.vcpus = 0"] {
+        assert!(Config::merge(layer(&format!("name = \"a\"\n{text}")), Layer::default()).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn reload_says_what_needs_a_restart() {
+    let old = config("", FULL);
+    assert_eq!(Config::reloadable_changes(&old, &old), Changes::default());
+    let new = config("name = \"b\"\nmdns = true\nlabels.x = 1\nlimits.vcpus = 2\nlog.level = \"warn\"", FULL);
+    let changes = Config::reloadable_changes(&old, &new);
+    assert_eq!(changes.applied, ["labels", "limits", "log.level"]);
+    assert_eq!(changes.needs_restart, ["name", "mdns"]);
+    let running = old.reloaded(new.clone());
+    assert_eq!((&running.labels, running.limits), (&new.labels, new.limits));
+    assert_eq!((running.name, running.mdns), (old.name, old.mdns));
+}
