@@ -1,6 +1,8 @@
 //! The agent: every side effect of Virtuoso. `overlay` decides, this crate does.
 
 pub mod config;
+pub mod control;
+pub mod events;
 pub mod facts;
 pub mod identity;
 pub mod logging;
@@ -8,4 +10,5 @@ pub mod name;
 pub mod netdev;
 pub mod size;
 pub mod state;
+pub mod text;
 pub mod timestamp;

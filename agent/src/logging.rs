@@ -90,8 +90,12 @@ impl FromStr for LogFilter {
 
     fn from_str(text: &str) -> Result<Self, ParseFilterError> {
         // A lone word that is no level would be taken for a target and silence everything else.
-        let word_is_level = |word: &str| word.contains('=') || word.parse::<tracing::Level>().is_ok() || word == "off";
-        let valid = text.split(',').all(word_is_level) && EnvFilter::builder().parse(text).is_ok();
+        let level = |word: &str| word == "off" || word.parse::<tracing::Level>().is_ok();
+        let directive = |part: &str| match part.rsplit_once('=') {
+            Some((target, word)) => !target.is_empty() && level(word),
+            None => level(part),
+        };
+        let valid = text.split(',').all(directive) && EnvFilter::builder().parse(text).is_ok();
         if valid { Ok(Self(text.into())) } else { Err(ParseFilterError(text.into())) }
     }
 }
@@ -125,7 +129,7 @@ mod tests {
         for right in ["info", "off", "debug,libp2p=info", "warn,virtuoso::engine=trace"] {
             assert_eq!(right.parse::<LogFilter>().unwrap().to_string(), right);
         }
-        for wrong in ["", "loud", "info,engine", "a=loud", "info,,debug"] {
+        for wrong in ["", "loud", "info,engine", "a=loud", "info,,debug", "a="] {
             assert!(wrong.parse::<LogFilter>().is_err(), "{wrong}");
         }
     }

@@ -78,7 +78,7 @@ impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut unit = 0;
         let mut value = self.0;
-        while value != 0 && value % 1024 == 0 && unit + 1 < UNITS.len() {
+        while value != 0 && value.is_multiple_of(1024) && unit + 1 < UNITS.len() {
             value /= 1024;
             unit += 1;
         }

@@ -1,0 +1,70 @@
+//! What the control API asks of the agent: one method for each verb. The router knows only this.
+
+use super::model::{
+    Attach, Check, Detach, FdbEntry, Host, HostMatch, HostQuery, Image, ImageImport, ImageVerification, Invite,
+    InviteRequest, Link, Member, Network, NetworkCreate, Peer, PendingHost, Port, Progress, Status, Vm,
+};
+use super::problem::ApiError;
+use crate::name::Name;
+use futures::future::BoxFuture;
+use tokio::sync::watch;
+
+/// The result of a verb, when it is there. Dropping it cancels the work.
+pub type Answer<'a, T> = BoxFuture<'a, Result<T, ApiError>>;
+
+/// The agent as seen from the control socket. Unknown names are [`ApiError::not_found`].
+pub trait Backend: Send + Sync + 'static {
+    /// This agent at a glance.
+    fn status(&self) -> Answer<'_, Status>;
+    /// Open control connections.
+    fn peers(&self) -> Answer<'_, Vec<Peer>>;
+    /// Links of the data plane.
+    fn links(&self) -> Answer<'_, Vec<Link>>;
+    /// Checks of swarm, links and whatever else only the running agent knows. The router adds those of the machine.
+    fn checks(&self) -> Answer<'_, Vec<Check>>;
+
+    /// All hosts, by name.
+    fn hosts(&self) -> Answer<'_, Vec<Host>>;
+    /// Hosts for a VM, best first; those left out at the end, if asked for.
+    fn find_hosts(&self, query: HostQuery) -> Answer<'_, Vec<HostMatch>>;
+
+    /// All networks, by name.
+    fn networks(&self) -> Answer<'_, Vec<Network>>;
+    /// One network.
+    fn network(&self, name: Name) -> Answer<'_, Network>;
+    /// Makes a network known to the swarm.
+    fn create_network(&self, request: NetworkCreate) -> Answer<'_, Network>;
+    /// Removes a network that is attached nowhere.
+    fn delete_network(&self, name: Name) -> Answer<'_, ()>;
+    /// Attaches a network on this host, or an interface to it.
+    fn attach(&self, name: Name, request: Attach) -> Answer<'_, Network>;
+    /// Undoes [`Self::attach`].
+    fn detach(&self, name: Name, request: Detach) -> Answer<'_, Network>;
+    /// Addresses on a network.
+    fn fdb(&self, name: Name) -> Answer<'_, Vec<FdbEntry>>;
+    /// This host's ports, of all networks.
+    fn ports(&self) -> Answer<'_, Vec<Port>>;
+
+    /// All images of the swarm, by name.
+    fn images(&self) -> Answer<'_, Vec<Image>>;
+    /// One image.
+    fn image(&self, name: Name) -> Answer<'_, Image>;
+    /// Imports a file into this host's store and advertises it.
+    fn import_image(&self, request: ImageImport, progress: watch::Sender<Progress>) -> Answer<'_, Image>;
+    /// Reads and hashes all that this host has of an image.
+    fn verify_image(&self, name: Name, progress: watch::Sender<Progress>) -> Answer<'_, ImageVerification>;
+    /// Removes an image from this host.
+    fn remove_image(&self, name: Name) -> Answer<'_, ()>;
+
+    /// All VMs, by name.
+    fn vms(&self) -> Answer<'_, Vec<Vm>>;
+
+    /// Hosts that the swarm has admitted, by name.
+    fn members(&self) -> Answer<'_, Vec<Member>>;
+    /// Hosts that wait at this host.
+    fn pending(&self) -> Answer<'_, Vec<PendingHost>>;
+    /// Admits one of them, named by id or name.
+    fn approve(&self, peer: String) -> Answer<'_, Member>;
+    /// Makes a ticket.
+    fn invite(&self, request: InviteRequest) -> Answer<'_, Invite>;
+}

@@ -1,0 +1,14 @@
+//! What the control API says and is told: the JSON types, and nothing else. Scripts rely on these keys; one that is
+//! here stays, and new ones may come. Units stand last in a key.
+
+mod host;
+mod image;
+mod network;
+mod swarm;
+
+pub use host::{Check, CheckResult, Doctor, Host, HostMatch, HostQuery, HostState, Status, SwarmState, BootstrapStatus};
+pub use image::{DamagedChunk, Image, ImageImport, ImageVerification, Progress};
+pub use network::{
+    Attach, ClaimState, Detach, FdbEntry, Link, LinkState, Network, NetworkCreate, Port, PortKind, PortState,
+};
+pub use swarm::{Approve, Invite, InviteRequest, Member, Peer, PendingHost, Vm, VmNetwork};

@@ -1,0 +1,187 @@
+//! Networks, their ports, the addresses on them, and the links between hosts.
+
+use crate::name::Name;
+use crate::text::Text;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use utoipa::ToSchema;
+use virtuoso_overlay::ids::{HostId, Mac};
+
+/// One virtual Ethernet segment.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Network {
+    /// Its name.
+    pub name: String,
+    /// Its id, eight hexadecimal digits.
+    pub id: String,
+    /// Largest IP packet of its guests.
+    pub mtu_bytes: u32,
+    /// This host's bridge; absent unless the network is attached here.
+    pub bridge: Option<String>,
+    /// This host's ports.
+    pub ports: Vec<Port>,
+    /// Names of the hosts that have ports in it, as far as known.
+    pub hosts: Vec<String>,
+}
+
+/// Asks for a network.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkCreate {
+    /// Its name.
+    #[schema(value_type = String)]
+    pub name: Name,
+    /// Largest IP packet of its guests, 1280 to 9000; 1500 by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu_bytes: Option<u32>,
+}
+
+/// Asks to attach a network on this host.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Attach {
+    /// An existing veth, TAP or NIC to put into the bridge.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interface: Option<String>,
+    /// A NIC of this host that is the user's own LAN.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uplink: Option<String>,
+    /// Addresses known to be behind the interface: claimed at once, not when the first frame comes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub mac: Vec<Text<Mac>>,
+}
+
+/// Asks to take an interface out of a network, or the network off this host.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Detach {
+    /// The interface; without it the bridge and all its ports go.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interface: Option<String>,
+}
+
+/// Where a network meets the world on this host.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Port {
+    /// The network's name.
+    pub network: String,
+    /// The interface in the bridge.
+    pub interface: String,
+    /// What it is.
+    pub kind: PortKind,
+    /// Whether frames can pass.
+    pub state: PortState,
+    /// Addresses behind it.
+    #[schema(value_type = Vec<String>)]
+    pub macs: Vec<Text<Mac>>,
+}
+
+/// What a port is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PortKind {
+    /// The agent's own TAP, the way to other hosts.
+    Agent,
+    /// A guest's TAP, a veth or another interface.
+    Interface,
+    /// A NIC to the user's LAN.
+    Uplink,
+}
+
+/// Whether frames can pass a port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PortState {
+    /// They can.
+    Up,
+    /// They can't: the interface is down or has no carrier.
+    Down,
+    /// They don't yet: another uplink to the same LAN is elected, or a move is on its way.
+    Silent,
+}
+
+/// An address on a network, and who has it.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct FdbEntry {
+    /// The address.
+    #[schema(value_type = String)]
+    pub mac: Text<Mac>,
+    /// Its IP addresses, as far as seen.
+    #[schema(value_type = Vec<String>)]
+    pub ips: Vec<IpAddr>,
+    /// The host that has it.
+    #[schema(value_type = String)]
+    pub host: Text<HostId>,
+    /// That host's name.
+    pub host_name: String,
+    /// The interface it is behind, if the host is this one.
+    pub interface: Option<String>,
+    /// Version of the claim.
+    pub epoch: u64,
+    /// State of the claim.
+    pub state: ClaimState,
+    /// Seconds since it was confirmed.
+    pub age_s: f64,
+}
+
+/// State of a claim.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ClaimState {
+    /// Held by this host.
+    Local,
+    /// Held by another host.
+    Remote,
+    /// Handed off, the target has not claimed it yet.
+    Moving,
+    /// Its holder is silent; another host may claim it.
+    Expired,
+    /// Two hosts claim it.
+    Conflict,
+}
+
+/// The encrypted connection to another host, for frames.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Link {
+    /// The other host.
+    #[schema(value_type = String)]
+    pub peer: Text<HostId>,
+    /// Its name.
+    pub name: String,
+    /// The way the packets take, as `udp 192.0.2.1:4747`; absent if there is none now.
+    pub path: Option<String>,
+    /// Whether frames can pass.
+    pub state: LinkState,
+    /// Smoothed round trip; absent until measured.
+    pub rtt_us: Option<u64>,
+    /// Share of packets lost, 0 to 1.
+    pub loss: f64,
+    /// Bytes of one QUIC datagram.
+    pub mtu_bytes: u32,
+    /// Bytes of frames sent.
+    pub tx_bytes: u64,
+    /// Bytes of frames received.
+    pub rx_bytes: u64,
+    /// Frames sent.
+    pub tx_frames: u64,
+    /// Frames received.
+    pub rx_frames: u64,
+    /// Frames that died, by reason.
+    pub drops: BTreeMap<String, u64>,
+    /// Seconds since the link came up.
+    pub age_s: f64,
+}
+
+/// Whether frames can pass a link.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LinkState {
+    /// Handshake or certificates are on their way.
+    Connecting,
+    /// They can.
+    Up,
+    /// No way to the peer works; it is tried again.
+    Down,
+}
