@@ -2,5 +2,18 @@
 //! [`backend::Backend`].
 
 pub mod backend;
+mod caller;
+pub mod client;
+pub mod doctor;
+mod extract;
+mod handlers;
 pub mod model;
 pub mod problem;
+mod router;
+pub mod socket;
+mod stream;
+
+pub use router::{Api, openapi, serve};
+
+#[cfg(test)]
+mod tests;

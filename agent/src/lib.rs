@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod control;
+pub mod disk;
 pub mod events;
 pub mod facts;
 pub mod identity;

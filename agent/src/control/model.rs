@@ -6,7 +6,9 @@ mod image;
 mod network;
 mod swarm;
 
-pub use host::{Check, CheckResult, Doctor, Host, HostMatch, HostQuery, HostState, Status, SwarmState, BootstrapStatus};
+pub use host::{
+    BootstrapStatus, Check, CheckResult, Doctor, Host, HostMatch, HostQuery, HostState, Status, SwarmState,
+};
 pub use image::{DamagedChunk, Image, ImageImport, ImageVerification, Progress};
 pub use network::{
     Attach, ClaimState, Detach, FdbEntry, Link, LinkState, Network, NetworkCreate, Port, PortKind, PortState,

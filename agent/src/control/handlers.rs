@@ -1,0 +1,13 @@
+//! One function for each verb: parts of the request in, a call of the backend, its answer out.
+
+pub(super) mod agent;
+pub(super) mod host;
+pub(super) mod image;
+pub(super) mod network;
+pub(super) mod swarm;
+
+use super::problem::ApiError;
+use axum::Json;
+
+/// What a handler answers.
+type Answered<T> = Result<Json<T>, ApiError>;

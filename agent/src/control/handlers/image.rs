@@ -1,0 +1,64 @@
+//! Images.
+
+use super::Answered;
+use crate::control::extract::{Body, Named};
+use crate::control::model::{Image, ImageImport, ImageVerification, Progress};
+use crate::control::problem::ApiError;
+use crate::control::router::Api;
+use crate::control::stream::long_work;
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
+use tokio::sync::watch;
+
+/// All images of the swarm.
+#[utoipa::path(get, path = "/v1/images", operation_id = "list_images",
+    responses((status = 200, body = [Image]), (status = "default", body = ApiError)))]
+pub(in crate::control) async fn list(State(api): State<Api>) -> Answered<Vec<Image>> {
+    api.backend.images().await.map(Json)
+}
+
+/// Import a file of the agent's host into its store. With `Accept: text/event-stream` the answer is a stream of
+/// `progress` events that ends with `done` or `error`. Closing the connection cancels.
+#[utoipa::path(post, path = "/v1/images", operation_id = "import_image", request_body = ImageImport,
+    responses((status = 201, body = Image), (status = "default", body = ApiError)))]
+pub(in crate::control) async fn import(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    Body(request): Body<ImageImport>,
+) -> Result<Response, ApiError> {
+    if !request.path.is_absolute() {
+        let detail = format!("`{}` is a relative path; the agent works in another directory", request.path.display());
+        return Err(ApiError::invalid(detail));
+    }
+    let (sender, progress) = watch::channel(Progress::default());
+    let work = Box::pin(async move { api.backend.import_image(request, sender).await });
+    Ok(long_work(&headers, StatusCode::CREATED, work, progress).await)
+}
+
+/// One image.
+#[utoipa::path(get, path = "/v1/images/{name}", operation_id = "show_image",
+    params(("name" = String, Path, description = "The image")),
+    responses((status = 200, body = Image), (status = "default", body = ApiError)))]
+pub(in crate::control) async fn show(State(api): State<Api>, Named(name): Named) -> Answered<Image> {
+    api.backend.image(name).await.map(Json)
+}
+
+/// Remove an image from this host.
+#[utoipa::path(delete, path = "/v1/images/{name}", operation_id = "remove_image",
+    params(("name" = String, Path, description = "The image")),
+    responses((status = 204), (status = "default", body = ApiError)))]
+pub(in crate::control) async fn remove(State(api): State<Api>, Named(name): Named) -> Result<StatusCode, ApiError> {
+    api.backend.remove_image(name).await.map(|()| StatusCode::NO_CONTENT)
+}
+
+/// Read and hash all that this host has of an image. With `Accept: text/event-stream` as in import.
+#[utoipa::path(post, path = "/v1/images/{name}/verify", operation_id = "verify_image",
+    params(("name" = String, Path, description = "The image")),
+    responses((status = 200, body = ImageVerification), (status = "default", body = ApiError)))]
+pub(in crate::control) async fn verify(State(api): State<Api>, headers: HeaderMap, Named(name): Named) -> Response {
+    let (sender, progress) = watch::channel(Progress::default());
+    let work = Box::pin(async move { api.backend.verify_image(name, sender).await });
+    long_work(&headers, StatusCode::OK, work, progress).await
+}

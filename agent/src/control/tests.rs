@@ -1,0 +1,284 @@
+//! The whole way: client, socket, router and a backend that answers from memory.
+
+use super::backend::{Answer, Backend};
+use super::client::{Call, Client, ClientError};
+use super::model::*;
+use super::problem::{ApiError, ErrorCode};
+use super::socket::ControlSocket;
+use super::{Api, serve};
+use crate::config::Source;
+use crate::events::{Event, EventKind, EventLog};
+use crate::name::Name;
+use crate::text::Text;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::sync::{Notify, oneshot, watch};
+use virtuoso_overlay::ids::{Digest, HostId};
+
+/// Knows one network and one host.
+#[derive(Default)]
+struct Fake {
+    cancelled: Arc<AtomicBool>,
+    /// An import has begun.
+    begun: Arc<Notify>,
+}
+
+/// Notes that the work it belongs to was dropped before its end.
+struct OnDrop(Arc<AtomicBool>);
+
+impl Drop for OnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+fn ok<T: Send + 'static>(value: T) -> Answer<'static, T> {
+    Box::pin(async { Ok(value) })
+}
+
+fn blue() -> Network {
+    let text = || "blue".to_string();
+    Network { name: text(), id: "0011aabb".into(), mtu_bytes: 1500, bridge: None, ports: vec![], hosts: vec![] }
+}
+
+fn image(name: &str) -> Image {
+    let digest = Text(Digest([7; 32]));
+    let (providers, provider_names) = (vec![Text(HostId([1; 32]))], vec!["alpha".into()]);
+    Image { name: name.into(), digest, size_bytes: 9, providers, provider_names, local: true, stored_bytes: Some(9) }
+}
+
+impl Backend for Fake {
+    fn status(&self) -> Answer<'_, Status> {
+        Box::pin(async { Err(ApiError::new(ErrorCode::Unavailable, "The agent is stopping")) })
+    }
+    fn peers(&self) -> Answer<'_, Vec<Peer>> {
+        ok(vec![])
+    }
+    fn links(&self) -> Answer<'_, Vec<Link>> {
+        ok(vec![])
+    }
+    fn checks(&self) -> Answer<'_, Vec<Check>> {
+        ok(vec![Check::ok("swarm", "3 members")])
+    }
+    fn hosts(&self) -> Answer<'_, Vec<Host>> {
+        ok(vec![])
+    }
+    fn find_hosts(&self, query: HostQuery) -> Answer<'_, Vec<HostMatch>> {
+        assert_eq!((query.vcpus, query.labels.len()), (Some(4), 2));
+        ok(vec![])
+    }
+    fn networks(&self) -> Answer<'_, Vec<Network>> {
+        ok(vec![blue()])
+    }
+    fn network(&self, name: Name) -> Answer<'_, Network> {
+        match &*name {
+            "blue" => ok(blue()),
+            _ => Box::pin(async move { Err(ApiError::not_found(format!("No network `{name}`"))) }),
+        }
+    }
+    fn create_network(&self, request: NetworkCreate) -> Answer<'_, Network> {
+        ok(Network { name: request.name.to_string(), ..blue() })
+    }
+    fn delete_network(&self, _: Name) -> Answer<'_, ()> {
+        ok(())
+    }
+    fn attach(&self, _: Name, _: Attach) -> Answer<'_, Network> {
+        ok(blue())
+    }
+    fn detach(&self, _: Name, _: Detach) -> Answer<'_, Network> {
+        ok(blue())
+    }
+    fn fdb(&self, _: Name) -> Answer<'_, Vec<FdbEntry>> {
+        ok(vec![])
+    }
+    fn ports(&self) -> Answer<'_, Vec<Port>> {
+        ok(vec![])
+    }
+    fn images(&self) -> Answer<'_, Vec<Image>> {
+        ok(vec![])
+    }
+    fn image(&self, name: Name) -> Answer<'_, Image> {
+        ok(image(&name))
+    }
+    /// Imports of `/endless` end when they are cancelled.
+    fn import_image(&self, request: ImageImport, progress: watch::Sender<Progress>) -> Answer<'_, Image> {
+        let cancelled = OnDrop(Arc::clone(&self.cancelled));
+        self.begun.notify_one();
+        Box::pin(async move {
+            progress.send_replace(Progress { done_bytes: 4, total_bytes: 9 });
+            if request.path.ends_with("endless") {
+                std::future::pending::<()>().await;
+            }
+            tokio::task::yield_now().await;
+            drop(cancelled);
+            Ok(image(&request.name))
+        })
+    }
+    fn verify_image(&self, _: Name, _: watch::Sender<Progress>) -> Answer<'_, ImageVerification> {
+        Box::pin(async { Err(ApiError::new(ErrorCode::Damaged, "Chunk 3")) })
+    }
+    fn remove_image(&self, _: Name) -> Answer<'_, ()> {
+        ok(())
+    }
+    fn vms(&self) -> Answer<'_, Vec<Vm>> {
+        ok(vec![])
+    }
+    fn members(&self) -> Answer<'_, Vec<Member>> {
+        ok(vec![])
+    }
+    fn pending(&self) -> Answer<'_, Vec<PendingHost>> {
+        ok(vec![])
+    }
+    fn approve(&self, peer: String) -> Answer<'_, Member> {
+        Box::pin(async move { Err(ApiError::not_found(format!("No host `{peer}` waits"))) })
+    }
+    fn invite(&self, _: InviteRequest) -> Answer<'_, Invite> {
+        ok(Invite { ticket: "virtuoso-ticket:x".into(), expires: "2026-01-01T00:00:00.000Z".into() })
+    }
+}
+
+/// A served API; its agent stops when this is dropped.
+struct Served {
+    client: Client,
+    events: EventLog,
+    cancelled: Arc<AtomicBool>,
+    begun: Arc<Notify>,
+    _stop: oneshot::Sender<()>,
+    _dir: tempfile::TempDir,
+}
+
+fn served() -> Served {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("v.sock");
+    let mut source = Source { file: Some("/dev/null".into()), ..Source::default() };
+    source.flags.name = Some("alpha".parse().unwrap());
+    source.flags.bootstrap = Some(vec!["virtuoso-ticket:secret".parse().unwrap()]);
+    let (_, config) = watch::channel(Arc::new(source.load().unwrap()));
+    let (fake, events) = (Fake::default(), EventLog::new());
+    let (cancelled, begun) = (Arc::clone(&fake.cancelled), Arc::clone(&fake.begun));
+    let socket = ControlSocket::bind(&path, "no-such-group").unwrap();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let api = Api { backend: Arc::new(fake), events: events.clone(), config };
+    tokio::spawn(serve(socket, api, async {
+        let _ = stopped.await;
+    }));
+    Served { client: Client::new(path), events, cancelled, begun, _stop: stop, _dir: dir }
+}
+
+async fn refusal(served: &Served, call: Call) -> ApiError {
+    match served.client.call(call).await {
+        Err(ClientError::Refused(problem)) => problem,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn answers_and_refusals() {
+    let served = served();
+    let networks: Value = served.client.fetch(Call::get("/v1/networks")).await.unwrap();
+    assert_eq!(networks[0]["mtu_bytes"], 1500);
+    let query = "/v1/hosts/find?vcpus=4&label=gpu=1&label=ssd";
+    assert_eq!(&served.client.call(Call::get(query)).await.unwrap()[..], b"[]");
+    let created = served.client.fetch::<Network>(Call::post("/v1/networks", &json!({"name": "red"}))).await.unwrap();
+    assert_eq!(created.name, "red");
+    assert!(served.client.call(Call::delete("/v1/networks/blue")).await.unwrap().is_empty());
+
+    let attach = "/v1/networks/blue/attach";
+    for (call, status, code, part) in [
+        (Call::get("/v1/networks/green"), 404, ErrorCode::NotFound, "No network `green`"),
+        (Call::get("/v1/networks/Not.One"), 400, ErrorCode::InvalidRequest, "Not a name"),
+        (Call::get("/v1/nothing"), 404, ErrorCode::NotFound, "/v1/openapi.json"),
+        (Call::delete("/v1/status"), 405, ErrorCode::MethodNotAllowed, "takes no DELETE"),
+        (Call::get("/v1/status"), 503, ErrorCode::Unavailable, "stopping"),
+        (Call::get("/v1/hosts/find?cpus=4"), 400, ErrorCode::InvalidRequest, "`cpus`"),
+        (Call::post("/v1/networks", &json!({"nam": "a"})), 422, ErrorCode::InvalidRequest, "unknown field `nam`"),
+        (Call::post("/v1/networks", &json!({"name": "a", "mtu_bytes": 99})), 400, ErrorCode::InvalidRequest, "1280"),
+        (Call::post("/v1/networks", &json!({"name": "a".repeat(70_000)})), 413, ErrorCode::InvalidRequest, ""),
+        (Call::post("/v1/images", &json!({"name": "a", "path": "b"})), 400, ErrorCode::InvalidRequest, "relative"),
+        (Call::post(attach, &json!({"interface": "a", "uplink": "b"})), 400, ErrorCode::InvalidRequest, "exclude"),
+        (Call::post(attach, &json!({"interface": "a/b"})), 400, ErrorCode::InvalidRequest, "interface name"),
+        (Call::post(attach, &json!({"mac": ["52:54:00:00:00:01"]})), 400, ErrorCode::InvalidRequest, "`mac` needs"),
+    ] {
+        let problem = refusal(&served, call).await;
+        assert_eq!((problem.status, problem.code), (status, code), "{problem:?}");
+        assert!(problem.detail.contains(part), "{problem:?}");
+    }
+}
+
+#[tokio::test]
+async fn doctor_joins_the_checks_and_config_keeps_secrets() {
+    let served = served();
+    let doctor: Doctor = served.client.fetch(Call::get("/v1/doctor")).await.unwrap();
+    assert!(doctor.checks.iter().any(|check| check.name == "swarm") && doctor.checks.len() > 5);
+    let config: Value = served.client.fetch(Call::get("/v1/config")).await.unwrap();
+    assert_eq!(config["name"], "alpha");
+    assert_eq!(config["bootstrap"][0], "virtuoso-ticket:...");
+}
+
+#[tokio::test]
+async fn the_document_lists_every_address() {
+    let served = served();
+    let document: Value = served.client.fetch(Call::get("/v1/openapi.json")).await.unwrap();
+    let paths = document["paths"].as_object().unwrap();
+    let operations: usize = paths.values().map(|path| path.as_object().unwrap().len()).sum();
+    assert_eq!((paths.len(), operations), (22, 26), "{:?}", paths.keys());
+    assert!(document["components"]["schemas"]["ApiError"].is_object());
+}
+
+#[tokio::test]
+async fn events_come_live_and_again() {
+    let served = served();
+    served.events.emit(EventKind::AgentStopping);
+    let mut live = served.client.stream(Call::get("/v1/events"), None).await.unwrap();
+    served.events.emit(EventKind::NetworkCreated { network: "blue".into() });
+    let told = live.next().await.unwrap().unwrap();
+    let event: Event = serde_json::from_str(&told.data).unwrap();
+    assert_eq!(event.kind, EventKind::NetworkCreated { network: "blue".into() });
+
+    let before = (event.id - 1).to_string();
+    let mut again = served.client.stream(Call::get("/v1/events"), Some(&before)).await.unwrap();
+    assert_eq!(again.next().await.unwrap().unwrap(), told);
+    served.events.close();
+    assert_eq!(again.next().await.unwrap(), None);
+    assert!(served.client.stream(Call::get("/v1/events"), Some("x")).await.is_err());
+}
+
+#[tokio::test]
+async fn long_work_tells_its_progress_or_just_its_result() {
+    let served = served();
+    let import = || Call::post("/v1/images", &json!({"name": "debian-12", "path": "/x.raw"}));
+    assert_eq!(served.client.fetch::<Image>(import()).await.unwrap(), image("debian-12"));
+    let mut stream = served.client.stream(import(), None).await.unwrap();
+    let mut names = vec![];
+    while let Some(event) = stream.next().await.unwrap() {
+        names.push(event.name);
+    }
+    assert_eq!(names.last().map(String::as_str), Some("done"));
+    let mut stream = served.client.stream(Call::post("/v1/images/a/verify", &json!({})), None).await.unwrap();
+    let event = stream.next().await.unwrap().unwrap();
+    assert_eq!(event.name, "error");
+    assert_eq!(serde_json::from_str::<ApiError>(&event.data).unwrap().code, ErrorCode::Damaged);
+}
+
+#[tokio::test]
+async fn a_caller_that_goes_away_cancels() {
+    let served = served();
+    let import = || Call::post("/v1/images", &json!({"name": "a", "path": "/endless"}));
+    let mut stream = served.client.stream(import(), None).await.unwrap();
+    assert_eq!(stream.next().await.unwrap().unwrap().name, "progress");
+    served.begun.notified().await;
+    drop(stream);
+    while !served.cancelled.swap(false, Ordering::SeqCst) {
+        tokio::task::yield_now().await;
+    }
+    // The same without a stream.
+    let client = served.client.clone();
+    let call = tokio::spawn(async move { client.call(import()).await });
+    served.begun.notified().await;
+    assert!(!served.cancelled.load(Ordering::SeqCst));
+    call.abort();
+    while !served.cancelled.load(Ordering::SeqCst) {
+        tokio::task::yield_now().await;
+    }
+}
