@@ -11,5 +11,6 @@ pub mod name;
 pub mod netdev;
 pub mod size;
 pub mod state;
+pub mod swarm;
 pub mod text;
 pub mod timestamp;

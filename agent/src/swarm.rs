@@ -1,0 +1,12 @@
+//! The control plane between hosts: libp2p over the shared UDP port and TCP.
+//!
+//! [`service::SwarmService`] is the whole of it to the rest of the agent: it tells events and takes commands. It
+//! moves bytes between hosts and keeps connections; what the bytes mean, and who is a member, others decide.
+
+pub mod address;
+pub mod gate;
+mod listen_addresses;
+pub mod members;
+mod muxer;
+mod oneport;
+pub mod transport;
