@@ -4,9 +4,17 @@
 //! moves bytes between hosts and keeps connections; what the bytes mean, and who is a member, others decide.
 
 pub mod address;
+pub mod backoff;
+pub mod behaviour;
+pub mod bootstrap;
+pub mod codec;
+pub mod connections;
 pub mod gate;
+pub mod known_peers;
+mod limits;
 mod listen_addresses;
 pub mod members;
 mod muxer;
 mod oneport;
+pub mod service;
 pub mod transport;

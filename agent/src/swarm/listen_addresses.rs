@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 
 /// A change of the addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
+pub(super) enum Change {
     /// The socket is reachable here.
     Added(SocketAddr),
     /// It no longer is.
@@ -18,7 +18,7 @@ pub enum Change {
 }
 
 /// The addresses of one socket.
-pub struct ListenAddresses {
+pub(super) struct ListenAddresses {
     bound: SocketAddr,
     /// Only for a socket that is bound to no particular address.
     watcher: Option<IfWatcher>,
@@ -27,7 +27,7 @@ pub struct ListenAddresses {
 
 impl ListenAddresses {
     /// Begins to watch for a socket with this local address. Needs a tokio runtime.
-    pub fn new(bound: SocketAddr) -> Self {
+    pub(super) fn new(bound: SocketAddr) -> Self {
         let mut ready = VecDeque::new();
         let watcher = if bound.ip().is_unspecified() {
             IfWatcher::new()
@@ -43,7 +43,7 @@ impl ListenAddresses {
     }
 
     /// The next change.
-    pub fn poll_change(&mut self, cx: &mut Context<'_>) -> Poll<Change> {
+    pub(super) fn poll_change(&mut self, cx: &mut Context<'_>) -> Poll<Change> {
         loop {
             if let Some(change) = self.ready.pop_front() {
                 return Poll::Ready(change);

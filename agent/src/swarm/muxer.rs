@@ -15,7 +15,7 @@ use std::task::{Context, Poll, ready};
 type Opening = BoxFuture<'static, Result<(quinn::SendStream, quinn::RecvStream), quinn::ConnectionError>>;
 
 /// The streams of one connection.
-pub struct Muxer {
+pub(super) struct Muxer {
     connection: quinn::Connection,
     /// Where the peer was when libp2p last heard of it.
     remote: SocketAddr,
@@ -25,7 +25,7 @@ pub struct Muxer {
 
 impl Muxer {
     /// Takes a connection whose handshake is done, and names the peer that its certificate proves.
-    pub fn new(connection: quinn::Connection) -> io::Result<(PeerId, Self)> {
+    pub(super) fn new(connection: quinn::Connection) -> io::Result<(PeerId, Self)> {
         let peer = proven_peer(&connection)?;
         let remote = canonical(connection.remote_address());
         Ok((peer, Self { connection, remote, inbound: None, outbound: None }))
@@ -84,7 +84,7 @@ impl StreamMuxer for Muxer {
 }
 
 /// One bidirectional stream.
-pub struct Substream {
+pub(super) struct Substream {
     send: quinn::SendStream,
     receive: quinn::RecvStream,
 }

@@ -44,7 +44,7 @@ type Upgrade = BoxFuture<'static, io::Result<(PeerId, Muxer)>>;
 type Accepting = BoxFuture<'static, Option<quinn::Incoming>>;
 
 /// The control plane's half of the UDP port.
-pub struct OnePort {
+pub(super) struct OnePort {
     endpoint: quinn::Endpoint,
     local: SocketAddr,
     keypair: Keypair,
@@ -57,7 +57,7 @@ pub struct OnePort {
 
 impl OnePort {
     /// An endpoint on a given socket. Needs a tokio runtime.
-    pub fn new(
+    pub(super) fn new(
         socket: Arc<dyn quinn::AsyncUdpSocket>,
         config: quinn::EndpointConfig,
         keypair: Keypair,
@@ -81,7 +81,7 @@ impl OnePort {
     }
 
     /// The endpoint, for an orderly end.
-    pub fn endpoint(&self) -> quinn::Endpoint {
+    pub(super) fn endpoint(&self) -> quinn::Endpoint {
         self.endpoint.clone()
     }
 
@@ -207,11 +207,13 @@ impl Transport for OnePort {
             return Err(TransportError::Other(io::Error::other("Hole punching is not supported")));
         }
         let config = self.client_config(peer).map_err(TransportError::Other)?;
-        let connecting = self
-            .endpoint
-            .connect_with(config, socket, "l")
-            .map_err(|error| TransportError::Other(io::Error::other(error)))?;
-        Ok(finish(connecting).boxed())
+        let endpoint = self.endpoint.clone();
+        // Nothing is sent before the future runs: libp2p holds back the addresses that it likes less.
+        let dial = async move {
+            let connecting = endpoint.connect_with(config, socket, "l").map_err(io::Error::other)?;
+            finish(connecting).await
+        };
+        Ok(dial.boxed())
     }
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<TransportEvent<Upgrade, io::Error>> {
