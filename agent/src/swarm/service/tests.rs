@@ -120,15 +120,25 @@ impl Host {
     }
 }
 
-/// Runs all hosts until `done` says so; it sees every event, with the number of the host it happened at.
+/// Runs all hosts until `done` says so. It sees every event with the number of the host it happened at, and is asked
+/// from time to time without one, for what shows in no event.
 async fn run(hosts: &mut [Host], mut done: impl FnMut(&mut [Host], usize, Option<&Event>) -> bool) {
     let until = async {
+        let mut look = tokio::time::interval(Duration::from_millis(20));
         loop {
             let next = hosts.iter_mut().map(|host| host.service.next_event().boxed());
-            let (event, number, rest) = futures::future::select_all(next).await;
-            drop(rest);
-            let event = hosts[number].react(event);
-            if done(hosts, number, event.as_ref()) {
+            let happened = tokio::select! {
+                (event, number, _) = futures::future::select_all(next) => Some((event, number)),
+                _ = look.tick() => None,
+            };
+            let is_done = match happened {
+                None => done(hosts, 0, None),
+                Some((event, number)) => {
+                    let event = hosts[number].react(event);
+                    done(hosts, number, event.as_ref())
+                }
+            };
+            if is_done {
                 return;
             }
         }
