@@ -1,0 +1,56 @@
+//! Frames in chunks: any frame fits any path, and datagrams are exactly as large as the path allows.
+//!
+//! ```text
+//!  0 .. 1     2 .. 4        5 .. 7       8 ..
+//! +----------+-------------+------------+---------------------------+
+//! | id (BE)  | offset (BE) | total (BE) | min(total - offset, rest) |
+//! +----------+-------------+------------+---------------------------+
+//! ```
+//! Chunks stand back to back in a datagram; a total of zero, or fewer bytes than a header, is padding to the end.
+//! The peer is untrusted: a chunk that contradicts another one ends the frame, never the link.
+
+mod packer;
+mod reassembler;
+
+pub(crate) use packer::Packer;
+pub(crate) use reassembler::Reassembler;
+
+use virtuoso_overlay::limits::FRAME_BYTES_MAX;
+use virtuoso_overlay::wire::frame::{HEADER_BYTES, VNET_BYTES};
+
+/// Bytes of a chunk's header.
+const CHUNK_HEADER_BYTES: usize = 8;
+
+/// Bytes of what is cut into chunks: frame header, virtio-net header and frame.
+pub(crate) const PACKET_BYTES_MAX: usize = HEADER_BYTES + VNET_BYTES + FRAME_BYTES_MAX;
+
+const _: () = assert!(PACKET_BYTES_MAX < 1 << 24, "offsets and totals have 24 bits");
+
+/// A decoded chunk header.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct ChunkHeader {
+    id: u16,
+    offset: usize,
+    total: usize,
+}
+
+impl ChunkHeader {
+    fn encode(self) -> [u8; CHUNK_HEADER_BYTES] {
+        let [id_high, id_low] = self.id.to_be_bytes();
+        let [_, o1, o2, o3] = (self.offset as u32).to_be_bytes();
+        let [_, t1, t2, t3] = (self.total as u32).to_be_bytes();
+        [id_high, id_low, o1, o2, o3, t1, t2, t3]
+    }
+
+    fn decode(bytes: [u8; CHUNK_HEADER_BYTES]) -> Self {
+        let [id_high, id_low, o1, o2, o3, t1, t2, t3] = bytes;
+        Self {
+            id: u16::from_be_bytes([id_high, id_low]),
+            offset: u32::from_be_bytes([0, o1, o2, o3]) as usize,
+            total: u32::from_be_bytes([0, t1, t2, t3]) as usize,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

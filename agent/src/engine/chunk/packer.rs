@@ -1,0 +1,62 @@
+//! Cuts frames into datagrams of the path's size.
+
+use super::{CHUNK_HEADER_BYTES, ChunkHeader};
+use bytes::{BufMut, Bytes, BytesMut};
+
+/// Bytes that are allocated at once for datagrams: a super-frame with its headers, so that the allocator is asked
+/// about once per super-frame.
+const SLAB_BYTES: usize = 72 << 10;
+
+/// A chunk with less payload than this is not begun: the room at the end of the datagram is padded instead.
+const PAYLOAD_BYTES_MIN: usize = 32;
+
+/// Packs the frames of one link.
+#[derive(Debug, Default)]
+pub(crate) struct Packer {
+    /// The datagram that is being filled, with the slab's free room behind it.
+    open: BytesMut,
+    next_id: u16,
+}
+
+impl Packer {
+    /// Cuts `head` and `body`, one packet, into datagrams of `size` bytes and hands the full ones to `out`. The last
+    /// one stays open for the next packet until [`Packer::flush`]. HOT PATH.
+    pub(crate) fn push(&mut self, size: usize, head: &[u8], body: &[u8], out: &mut impl FnMut(Bytes)) {
+        debug_assert!(size > CHUNK_HEADER_BYTES + PAYLOAD_BYTES_MIN);
+        let total = head.len() + body.len();
+        let id = self.next_id;
+        self.next_id = self.next_id.wrapping_add(1);
+        let mut offset = 0;
+        while offset < total {
+            let room = size.saturating_sub(self.open.len());
+            if room < CHUNK_HEADER_BYTES + PAYLOAD_BYTES_MIN.min(total - offset) {
+                self.open.put_bytes(0, room);
+                self.flush(out);
+                continue;
+            }
+            if self.open.is_empty() && self.open.capacity() < size {
+                self.open = BytesMut::with_capacity(SLAB_BYTES);
+            }
+            let len = (room - CHUNK_HEADER_BYTES).min(total - offset);
+            self.open.put_slice(&ChunkHeader { id, offset, total }.encode());
+            put_range(&mut self.open, head, body, offset, len);
+            offset += len;
+        }
+    }
+
+    /// Hands the open datagram to `out`.
+    pub(crate) fn flush(&mut self, out: &mut impl FnMut(Bytes)) {
+        if !self.open.is_empty() {
+            out(self.open.split().freeze());
+        }
+    }
+}
+
+/// Appends `len` bytes from `offset` of `head` followed by `body`.
+fn put_range(out: &mut BytesMut, head: &[u8], body: &[u8], offset: usize, len: usize) {
+    let from_head = head.get(offset..).unwrap_or_default();
+    let from_head = &from_head[..from_head.len().min(len)];
+    out.put_slice(from_head);
+    let begin = (offset + from_head.len()) - head.len().min(offset + from_head.len());
+    out.put_slice(&body[begin..begin + len - from_head.len()]);
+}
