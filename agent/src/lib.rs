@@ -3,6 +3,7 @@
 pub mod config;
 pub mod control;
 pub mod disk;
+pub mod engine;
 pub mod events;
 pub mod facts;
 pub mod identity;

@@ -171,7 +171,11 @@ impl UdpPoller for WritePoller {
         let this = &mut *self;
         let waiting = match this.registered.take() {
             Some(waiting) => waiting,
-            None => AsyncFd::with_interest(this.port.socket.as_fd().try_clone_to_owned()?, Interest::WRITABLE)?,
+            None => {
+                let descriptor = this.port.socket.as_fd().try_clone_to_owned()?;
+                // SAFETY: an `OwnedFd` stays open and names the same file until it is dropped.
+                unsafe { AsyncFd::register_with_interest(descriptor, Interest::WRITABLE) }.map_err(io::Error::from)?
+            }
         };
         let waiting = this.registered.insert(waiting);
         let result = ready!(waiting.poll_write_ready(cx)).map(drop);

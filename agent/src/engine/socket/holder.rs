@@ -38,10 +38,11 @@ impl std::fmt::Display for Process {
 
 /// The process that has UDP `port` bound, if this user may see it.
 fn holder(proc: &Path, port: u16) -> Option<Process> {
-    let inodes: Vec<String> = ["net/udp", "net/udp6"]
+    let tables = ["net/udp", "net/udp6"].map(|table| fs::read_to_string(proc.join(table)).unwrap_or_default());
+    let inodes: Vec<String> = tables
         .iter()
-        .filter_map(|table| fs::read_to_string(proc.join(table)).ok())
-        .flat_map(|table| table.lines().filter_map(|line| inode_of(line, port)).collect::<Vec<_>>())
+        .flat_map(|table| table.lines())
+        .filter_map(|line| inode_of(line, port))
         .map(|inode| format!("socket:[{inode}]"))
         .collect();
     let processes = fs::read_dir(proc).ok()?.flatten();

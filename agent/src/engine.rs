@@ -1,0 +1,12 @@
+//! x
+mod chunk;
+mod cid;
+mod clock;
+mod control_port;
+mod demux;
+mod offload;
+mod queue;
+mod socket;
+mod tap;
+mod tls;
+mod transport;

@@ -1,0 +1,12 @@
+//! What a TAP's virtio-net header asks for, checked against the frame it stands before, and done in software where a
+//! device can't do it. Pure functions over bytes: no descriptor is touched here.
+
+mod layout;
+mod segment;
+mod vnet_hdr;
+
+#[cfg(test)]
+mod tests;
+
+pub(crate) use segment::Segmenter;
+pub(crate) use vnet_hdr::{Gso, VnetHdr};
