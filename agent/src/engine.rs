@@ -1,12 +1,89 @@
-//! x
+//! The data plane: one thread that owns the UDP socket's receiving side, the links, the ports and the switch.
+//!
+//! ```text
+//!  port (TAP) -> vnet header settled -> Switch::ingress -> link -> chunks -> QUIC datagrams -> UDP (GSO)
+//!  UDP (GRO) -> demux -> QUIC -> chunks -> Switch::egress -> vnet header rebuilt -> port (TAP)
+//! ```
+//! The switch decides, the engine does. The control plane shares the socket through a [`ControlPort`] and speaks to the
+//! engine through an [`EngineHandle`]; it is never waited for. Nothing in here knows libp2p's swarm, bridges or the API.
+
 mod chunk;
 mod cid;
 mod clock;
+mod command;
+mod connection;
 mod control_port;
 mod demux;
+mod event;
+mod link;
+mod links;
 mod offload;
+mod path;
+mod port;
 mod queue;
 mod socket;
+mod stats;
+mod stream;
 mod tap;
 mod tls;
 mod transport;
+mod worker;
+
+#[cfg(test)]
+mod tests;
+
+pub use command::EngineHandle;
+pub use control_port::{ControlCounters, ControlPort, control_endpoint_config};
+pub use demux::DemuxCounters;
+pub use event::EngineEvent;
+pub use port::PortConfig;
+pub use socket::Socket;
+pub use stats::{EngineInfo, LinkInfo, LinkState, PortInfo, TrafficCounters};
+pub use tap::TapOffloads;
+
+use anyhow::{Context, Result};
+use libp2p::identity::Keypair;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+use virtuoso_overlay::ids::HostId;
+use virtuoso_overlay::switch::Switch;
+
+/// Says whether a host with this certificate is a member, or why not. It runs on the engine's thread and must not wait.
+pub type AdmissionCheck = Arc<dyn Fn(&HostId, &[u8]) -> Result<(), String> + Send + Sync>;
+
+/// What the engine is started with.
+pub struct EngineConfig {
+    /// The socket that both planes share.
+    pub socket: Arc<Socket>,
+    /// The control plane's end of it.
+    pub control: Option<Arc<ControlPort>>,
+    /// This host's key. It must be an Ed25519 key.
+    pub keypair: Keypair,
+    /// What this host shows to peers.
+    pub certificate: Vec<u8>,
+    /// What peers show is checked by this.
+    pub admit: AdmissionCheck,
+    /// The switch. The engine owns it from now on; [`EngineHandle::call`] reaches it.
+    pub switch: Switch,
+}
+
+/// Starts the engine's thread. The receiver yields what the control plane must know; it ends when the engine does.
+///
+/// # Errors
+/// If the key is of the wrong kind, or the thread or its descriptors can't be made.
+pub fn start(config: EngineConfig) -> Result<(EngineHandle, mpsc::Receiver<EngineEvent>)> {
+    let EngineConfig { socket, control, keypair, certificate, admit, switch } = config;
+    let may_fragment = socket.may_fragment();
+    let links = links::Links::new(links::LinksConfig { keypair, certificate, admit, may_fragment })?;
+    let (sender, commands) = mpsc::channel(command::COMMANDS_MAX);
+    let (events, receiver) = mpsc::channel(event::EVENTS_MAX);
+    let wake = Arc::new(command::Wake::new().context("Can't make the engine's wake-up descriptor")?);
+    let handle = EngineHandle::new(sender, Arc::clone(&wake));
+    let events = event::EventSink::new(events);
+    let worker = worker::Worker::new(worker::Parts { socket, control, commands, wake, events, links, switch });
+    std::thread::Builder::new()
+        .name("engine".to_owned())
+        .spawn(move || worker.run())
+        .context("Can't start the engine's thread")?;
+    Ok((handle, receiver))
+}

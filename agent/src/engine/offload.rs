@@ -6,7 +6,7 @@ mod segment;
 mod vnet_hdr;
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 pub(crate) use segment::Segmenter;
 pub(crate) use vnet_hdr::{Gso, VnetHdr};

@@ -210,6 +210,12 @@ proptest! {
     }
 }
 
+/// A TCP super-frame with `payload` bytes and its header, for tests of the whole engine.
+pub(in super::super) fn super_frame(payload: usize, size: u16) -> (VnetHdr, Vec<u8>) {
+    let (shape, frame) = tcp(payload);
+    (header(&shape, &frame, size).rebuild(&frame).unwrap(), frame)
+}
+
 fn tcp(payload: usize) -> (Shape, Vec<u8>) {
     let shape = Shape { tags: 0, v6: false, udp: false, options: 0, tcp_options: 0, flags: 0x10, payload: vec![7; payload] };
     let frame = build(&shape);

@@ -1,0 +1,113 @@
+//! A port: where a network meets this host. One TAP, what it can take, and what went through it.
+
+use super::offload::{Gso, Segmenter, VnetHdr};
+use super::stats::TrafficCounters;
+use super::tap::{Tap, TapOffloads};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use virtuoso_overlay::drop_reason::DropReason;
+use virtuoso_overlay::ids::NetworkId;
+use virtuoso_overlay::wire::frame::VNET_BYTES;
+
+/// Bytes of an untagged Ethernet header.
+const ETHERNET_BYTES: usize = 14;
+
+/// What the engine needs to serve a network's TAP.
+#[derive(Debug)]
+pub struct PortConfig {
+    /// The network.
+    pub network: NetworkId,
+    /// The TAP, with `IFF_VNET_HDR` and a 10-byte virtio-net header.
+    pub tap: OwnedFd,
+    /// The network's MTU.
+    pub mtu: u16,
+    /// What the TAP takes.
+    pub offloads: TapOffloads,
+}
+
+/// A port of the engine.
+#[derive(Debug)]
+pub(super) struct Port {
+    tap: Tap,
+    mtu: usize,
+    offloads: TapOffloads,
+    pub(super) traffic: TrafficCounters,
+}
+
+impl Port {
+    pub(super) fn new(config: PortConfig) -> io::Result<Self> {
+        Ok(Self {
+            tap: Tap::new(config.tap)?,
+            mtu: config.mtu.into(),
+            offloads: config.offloads,
+            traffic: TrafficCounters::default(),
+        })
+    }
+
+    /// Reads one packet and makes its virtio-net header one that a peer accepts. `None` if it was dropped. HOT PATH.
+    pub(super) fn read<'a>(&mut self, buffer: &'a mut [u8]) -> io::Result<Option<&'a [u8]>> {
+        let bytes = self.tap.read(buffer)?;
+        let packet = &mut buffer[..bytes];
+        self.traffic.received(bytes.saturating_sub(VNET_BYTES));
+        let Some((header, frame)) = packet.split_first_chunk_mut::<VNET_BYTES>() else {
+            self.traffic.drops.count(DropReason::Malformed);
+            return Ok(None);
+        };
+        match VnetHdr::decode(header).and_then(|wish| wish.settle(frame)) {
+            Ok(settled) => {
+                *header = settled.encode();
+                Ok(Some(packet))
+            }
+            Err(_) => {
+                self.traffic.drops.count(DropReason::BadOffload);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Writes a packet of untrusted origin: its virtio-net header is rebuilt. HOT PATH.
+    pub(super) fn deliver(&mut self, segmenter: &mut Segmenter, packet: &[u8]) {
+        match self.write(segmenter, packet) {
+            Ok(bytes) => self.traffic.sent(bytes),
+            Err(reason) => self.traffic.drops.count(reason),
+        }
+    }
+
+    fn write(&self, segmenter: &mut Segmenter, packet: &[u8]) -> Result<usize, DropReason> {
+        let (header, frame) = packet.split_first_chunk::<VNET_BYTES>().ok_or(DropReason::Malformed)?;
+        let header = VnetHdr::decode(header).and_then(|wish| wish.rebuild(frame)).map_err(|_| DropReason::BadOffload)?;
+        if frame.len() > self.mtu + ETHERNET_BYTES && header.packet_bytes(frame) > self.mtu {
+            return Err(DropReason::TooBig);
+        }
+        if self.takes(&header) {
+            self.tap.write(&header.encode(), frame).map_err(|_| DropReason::PortRefused)?;
+            return Ok(frame.len());
+        }
+        let mut result = Ok(());
+        let plain = VnetHdr::PLAIN.encode();
+        let finished = segmenter.finish(&header, frame, |segment| {
+            if result.is_ok() {
+                result = self.tap.write(&plain, segment);
+            }
+        });
+        finished.map_err(|_| DropReason::BadOffload)?;
+        result.map_err(|_| DropReason::PortRefused)?;
+        Ok(frame.len())
+    }
+
+    /// Whether the TAP takes a packet with this header as it is.
+    fn takes(&self, header: &VnetHdr) -> bool {
+        let has_gso = match header.gso {
+            Gso::None => true,
+            Gso::Tcp4 | Gso::Tcp6 => self.offloads.tso,
+            Gso::Udp => self.offloads.uso,
+        };
+        has_gso && (!header.needs_csum || self.offloads.csum)
+    }
+}
+
+impl AsFd for Port {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.tap.as_fd()
+    }
+}

@@ -1,0 +1,120 @@
+//! Frames from TAP to TAP.
+
+use super::*;
+use virtuoso_overlay::drop_reason::DropReason;
+
+#[test]
+fn frames_pass_both_ways_and_are_counted() {
+    let lab = Lab::new();
+    let (mut a, mut b) = lab.pair();
+    // Before there is a link: the frame waits for it.
+    a.send(&PLAIN, &frame(1, 2, b"hello"));
+    assert_eq!(b.receive(), (PLAIN.to_vec(), frame(1, 2, b"hello")));
+    b.send(&PLAIN, &frame(2, 1, b"and back"));
+    assert_eq!(a.receive(), (PLAIN.to_vec(), frame(2, 1, b"and back")));
+    let info = lab.wait_until(&a, |info| info.links[0].traffic.rx_frames == 1);
+    let traffic = info.links[0].traffic;
+    assert_eq!((traffic.tx_frames, traffic.tx_bytes, traffic.rx_bytes), (1, 19, 22));
+    let port = info.ports[0].traffic;
+    assert_eq!((port.rx_frames, port.rx_bytes, port.tx_frames, port.tx_bytes), (1, 19, 1, 22));
+}
+
+#[test]
+fn super_frames_pass_whole() {
+    let lab = Lab::new();
+    let (a, mut b) = lab.pair();
+    let (header, frame) = super_frame(65_000, 1460);
+    for _ in 0..20 {
+        a.send(&header.encode(), &frame);
+        assert_eq!(b.receive(), (header.encode().to_vec(), frame.clone()));
+    }
+}
+
+#[test]
+fn super_frames_are_cut_for_a_port_without_offload() {
+    let lab = Lab::new();
+    let a = lab.host(&Options::key(1));
+    let mut b = lab.host(&Options { offloads: TapOffloads::default(), ..Options::key(2) });
+    lab.introduce(&a, &b);
+    let (header, frame) = super_frame(10_000, 1460);
+    a.send(&header.encode(), &frame);
+    let segments: Vec<_> = (0..7).map(|_| b.receive()).collect();
+    assert!(segments.iter().all(|(header, _)| *header == PLAIN));
+    let payload: usize = segments.iter().map(|(_, segment)| segment.len() - 54).sum();
+    assert_eq!(payload, 10_000);
+}
+
+#[test]
+fn many_frames_keep_their_order() {
+    let lab = Lab::new();
+    let (mut a, mut b) = lab.pair();
+    lab.expect_up(&mut a, &b);
+    lab.expect_up(&mut b, &a);
+    for round in 0..50u32 {
+        for index in 0..20u32 {
+            let number = round * 20 + index;
+            let mut payload = number.to_be_bytes().to_vec();
+            payload.resize(4 + number as usize * 7 % 1400, 0x55);
+            a.send(&PLAIN, &frame(1, 2, &payload));
+        }
+        for index in 0..20u32 {
+            let (_, received) = b.receive();
+            assert_eq!(received[14..18], (round * 20 + index).to_be_bytes());
+        }
+    }
+}
+
+#[test]
+fn jumbo_frames_and_bad_frames_die_counted() {
+    let lab = Lab::new();
+    let (mut a, mut b) = lab.pair();
+    lab.expect_up(&mut a, &b);
+    lab.expect_up(&mut b, &a);
+    a.send(&PLAIN, &frame(1, 2, &[0; 2000]));
+    a.send(&PLAIN, b"short");
+    let (header, super_frame) = super_frame(5000, 1460);
+    let mut lie = header.encode();
+    lie[1] = 3;
+    a.send(&lie, &super_frame);
+    let drops = |info: &EngineInfo| info.ports[0].traffic.drops;
+    let info = lab.wait_until(&a, |info| drops(info).get(DropReason::BadOffload) == 1);
+    assert_eq!(drops(&info).get(DropReason::TooBig), 1);
+    assert_eq!(drops(&info).get(DropReason::Malformed), 1);
+    a.send(&PLAIN, &frame(1, 2, b"good"));
+    assert_eq!(b.receive().1, frame(1, 2, b"good"));
+}
+
+#[test]
+fn a_peer_without_link_fills_only_its_own_queue() {
+    let lab = Lab::new();
+    let a = lab.host(&Options::key(1));
+    let mut b = lab.host(&Options::key(2));
+    let dead = HostId([9; 32]);
+    let alive = b.id;
+    lab.runtime.block_on(async {
+        a.engine.set_addresses(b.id, vec![b.address]).await.unwrap();
+        a.engine.set_addresses(dead, vec!["127.0.0.1:1".parse().unwrap()]).await.unwrap();
+        a.engine.call(move |switch, _| switch.set_participants(NETWORK, &[dead, alive])).await.unwrap();
+    });
+    let sent = 600;
+    for number in 0..sent {
+        a.send(&PLAIN, &frame(1, 2, &[number as u8; 1400]));
+        assert_eq!(b.receive().1[14], number as u8);
+    }
+    let info = lab.info(&a);
+    let link = info.links.iter().find(|link| link.host == dead).unwrap();
+    assert!(link.traffic.drops.get(DropReason::NoLink) >= sent - 512 * 1024 / 1400, "{link:?}");
+}
+
+#[test]
+fn a_vanished_tap_is_reported() {
+    let lab = Lab::new();
+    let mut a = lab.host(&Options::key(1));
+    a.tap = std::fs::File::open("/dev/null").unwrap();
+    let lost = lab.expect(&mut a, |event| match event {
+        EngineEvent::PortLost { network, .. } => Some(network),
+        _ => None,
+    });
+    assert_eq!(lost, NETWORK);
+    assert!(lab.info(&a).ports.is_empty());
+}
