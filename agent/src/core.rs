@@ -8,6 +8,7 @@ mod backend;
 mod facts_row;
 mod images;
 mod networks;
+mod plane;
 mod swarm_events;
 mod switch_events;
 mod tables;
@@ -15,25 +16,30 @@ mod views;
 
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::engine;
+use crate::control::problem::{ApiError, ErrorCode};
+use crate::engine::{EngineEvent, EngineHandle};
 use crate::events::{EventKind, EventLog};
 use crate::identity::SigningKey;
-use crate::image::Store;
+use crate::image::ImageStore;
 use crate::netdev::{self, Netdev};
 use crate::state::StateDir;
 use crate::swarm::service::{self, SwarmService, SyncId};
 use admission::Admission;
 use facts_row::OwnRow;
 use networks::Networks;
+use plane::Plane;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Interval, MissedTickBehavior};
 use virtuoso_overlay::ids::HostId;
+use virtuoso_overlay::membership::Ticket;
 use virtuoso_overlay::node::{Node, RequestId};
 
 pub use admission::Credentials;
+pub(crate) use admission::{CERTIFICATE, load_issued, sign_certificate};
 pub use backend::Agent;
+pub(crate) use networks::NETWORKS;
 pub use networks::SavedNetworks;
 
 /// Calls that wait for the core. The API's clients are few; each waits for its answer.
@@ -41,6 +47,12 @@ const CALLS_MAX: usize = 256;
 
 /// Work for the core.
 type Call = Box<dyn FnOnce(&mut Core) + Send>;
+
+impl From<Stopping> for ApiError {
+    fn from(stopping: Stopping) -> Self {
+        Self::new(ErrorCode::Unavailable, stopping.to_string())
+    }
+}
 
 /// Everything that the core is made of.
 pub struct Parts {
@@ -59,15 +71,15 @@ pub struct Parts {
     /// libp2p.
     pub swarm: SwarmService,
     /// The data plane.
-    pub engine: engine::Handle,
+    pub engine: EngineHandle,
     /// Its events.
-    pub engine_events: mpsc::Receiver<engine::Event>,
+    pub engine_events: mpsc::Receiver<EngineEvent>,
     /// The kernel's network devices.
     pub netdev: Netdev,
     /// What the operator may watch.
     pub events: EventLog,
     /// The image store.
-    pub images: Arc<Store>,
+    pub images: Arc<ImageStore>,
     /// The clocks.
     pub clock: Clock,
 }
@@ -80,9 +92,9 @@ pub struct Core {
     clock: Clock,
     events: EventLog,
     swarm: SwarmService,
-    engine: engine::Handle,
+    plane: Plane,
     netdev: Netdev,
-    images: Arc<Store>,
+    images: Arc<ImageStore>,
     handle: Handle,
     admission: Admission,
     /// Nothing while this host is no member.
@@ -125,8 +137,21 @@ impl Core {
     /// A core, and the receiver of calls to pass to [`Core::run`].
     pub fn new(parts: Parts) -> (Self, Runner) {
         let (sender, calls) = mpsc::channel(CALLS_MAX);
-        let Parts { config, state, key, credentials, incarnation, gatekeeper, swarm, engine, engine_events, netdev, events, images, clock } =
-            parts;
+        let Parts {
+            config,
+            state,
+            key,
+            credentials,
+            incarnation,
+            gatekeeper,
+            swarm,
+            engine,
+            engine_events,
+            netdev,
+            events,
+            images,
+            clock,
+        } = parts;
         let core = Self {
             admission: Admission::new(credentials, gatekeeper),
             own_row: OwnRow::default(),
@@ -140,7 +165,7 @@ impl Core {
             clock,
             events,
             swarm,
-            engine,
+            plane: Plane::new(engine),
             netdev,
             images,
             incarnation,
@@ -151,6 +176,20 @@ impl Core {
     /// Lets others run work on this core.
     pub fn handle(&self) -> Handle {
         self.handle.clone()
+    }
+
+    /// Takes what can be changed while the agent runs.
+    pub fn reconfigure(&mut self, config: Config) {
+        self.config = config;
+        self.publish_host_row();
+    }
+
+    /// The ticket that the first host of a swarm shows.
+    ///
+    /// # Errors
+    /// If it can't be kept.
+    pub fn first_ticket(&mut self) -> anyhow::Result<Ticket> {
+        self.make_ticket(admission::TICKET_TIME, None)
     }
 
     fn me(&self) -> HostId {
@@ -164,6 +203,7 @@ impl Core {
         let mut tick = every_second();
         loop {
             self.drain_node();
+            self.plane.flush().await?;
             let node_timer = tokio::time::sleep_until(self.node_deadline().into());
             tokio::select! {
                 event = self.swarm.next_event() => self.on_swarm_event(event),
@@ -208,8 +248,11 @@ impl Core {
             node.take_back(now, virtuoso_overlay::table::Key::Host);
         }
         self.drain_node();
-        self.engine.shutdown().await;
-        self.leave_devices().await;
+        if let Err(error) = self.plane.engine().stop().await {
+            tracing::debug!("{error:#}");
+        }
+        let attached = self.networks.attached().collect();
+        networks::leave_devices(&self.netdev, attached).await;
         self.swarm.shutdown().await;
         self.events.close();
     }
@@ -218,7 +261,7 @@ impl Core {
 /// What [`Core::run`] receives from.
 pub struct Runner {
     calls: mpsc::Receiver<Call>,
-    engine_events: mpsc::Receiver<engine::Event>,
+    engine_events: mpsc::Receiver<EngineEvent>,
 }
 
 fn every_second() -> Interval {

@@ -96,7 +96,6 @@ pub enum EventKind {
     LinkUp {
         #[schema(value_type = String)]
         host: Text<HostId>,
-        path: String,
     },
     /// Frames can't pass to a host.
     LinkDown {

@@ -12,7 +12,6 @@ use virtuoso_overlay::membership::{Certificate, CertificateError};
 #[derive(Debug, Default)]
 pub struct Gatekeeper {
     swarm: OnceLock<SwarmId>,
-    own: OnceLock<Vec<u8>>,
     members: DashMap<HostId, Certificate>,
 }
 
@@ -34,17 +33,11 @@ impl Gatekeeper {
     /// This host is a member from now on. What it was before stays.
     pub fn enter(&self, certificate: &Certificate) {
         self.swarm.get_or_init(|| certificate.swarm);
-        self.own.get_or_init(|| certificate.encode());
     }
 
     /// This host's swarm.
     pub fn swarm(&self) -> Option<SwarmId> {
         self.swarm.get().copied()
-    }
-
-    /// What this host shows of itself on a link.
-    pub fn own_certificate(&self) -> Option<&[u8]> {
-        self.own.get().map(Vec::as_slice)
     }
 
     /// Checks and remembers the certificate that `host` shows. Returns whether it is new.

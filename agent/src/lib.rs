@@ -1,12 +1,18 @@
 //! The agent: every side effect of Virtuoso. `overlay` decides, this crate does.
 
+pub mod clock;
 pub mod config;
 pub mod control;
+pub mod core;
+pub mod daemon;
 pub mod disk;
 pub mod engine;
+pub mod entropy;
 pub mod events;
 pub mod facts;
+pub mod gatekeeper;
 pub mod identity;
+pub mod image;
 pub mod logging;
 pub mod name;
 pub mod netdev;

@@ -26,6 +26,9 @@ const CODEC_LIMIT_TICKET: usize = 2_048;
 /// Bytes of an encoded admission message at most: two certificates and a text.
 const CODEC_LIMIT_ADMIT: usize = 4_096;
 
+/// Bytes of all that an admin host has issued: certificates for a swarm of the largest size.
+const ISSUED_BYTES_MAX: usize = 16 * 1024 * 1024;
+
 /// The authority's word that a host is a member.
 #[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
 pub struct Certificate {
@@ -62,6 +65,30 @@ impl Roles {
     /// Whether all roles of `other` are in the set.
     pub const fn has(self, other: Self) -> bool {
         self.0 & other.0 == other.0
+    }
+}
+
+/// What an admin host has issued: it must outlive restarts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Issued {
+    /// For other hosts.
+    pub certificates: Vec<Certificate>,
+    /// Tickets and who used them.
+    pub tickets: TicketBook,
+}
+
+impl Issued {
+    /// Encodes all of it.
+    pub fn encode(&self) -> Vec<u8> {
+        codec::encode(self)
+    }
+
+    /// Decodes it.
+    ///
+    /// # Errors
+    /// If the bytes are something else.
+    pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
+        codec::decode::<Self, ISSUED_BYTES_MAX, { ISSUED_BYTES_MAX * MEMORY_FACTOR }>(bytes)
     }
 }
 

@@ -179,12 +179,31 @@ pub struct FdbEntry {
     pub holder: HostId,
     /// Since which epoch.
     pub epoch: Epoch,
-    /// `local`, `probed`, `departed`, `remote`, `lapsed`, `wanted` or `duplicate`.
-    pub state: &'static str,
+    /// What it is to this host.
+    pub state: AddressState,
     /// The interface, where it is a local one that the bridge told.
     pub port: Option<PortId>,
     /// When a frame, the bridge or a claim last confirmed it.
     pub confirmed: Instant,
+}
+
+/// What an address is to this host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AddressState {
+    /// A port of this host has it.
+    Local,
+    /// Another host asked for it, this one looks for it on its bridge.
+    Probed,
+    /// It left its port here and waits for the host that will ask.
+    Departed,
+    /// Another host has it.
+    Remote,
+    /// The lease of the host that has it ran out.
+    Lapsed,
+    /// A port of this host shows it, its holder has been asked.
+    Wanted,
+    /// A port of this host shows it, but its holder has it too.
+    Duplicate,
 }
 
 /// What the switch knows of another host.
@@ -323,7 +342,7 @@ impl Switch {
                 ips: binding.claim.ips.clone(),
                 holder: binding.claim.holder,
                 epoch: binding.claim.epoch,
-                state: self.state_name(&binding.state, binding.claim.holder),
+                state: self.address_state(&binding.state, binding.claim.holder),
                 port: binding.state.port(),
                 confirmed: binding.state.seen().unwrap_or(binding.since),
             })
@@ -337,15 +356,15 @@ impl Switch {
         &self.drops
     }
 
-    fn state_name(&self, state: &State, holder: HostId) -> &'static str {
+    fn address_state(&self, state: &State, holder: HostId) -> AddressState {
         match state {
-            State::Local { .. } => "local",
-            State::Probed { .. } => "probed",
-            State::Departed { .. } => "departed",
-            State::Remote if self.is_lapsed(holder) => "lapsed",
-            State::Remote => "remote",
-            State::Wanted { .. } => "wanted",
-            State::Refused => "duplicate",
+            State::Local { .. } => AddressState::Local,
+            State::Probed { .. } => AddressState::Probed,
+            State::Departed { .. } => AddressState::Departed,
+            State::Remote if self.is_lapsed(holder) => AddressState::Lapsed,
+            State::Remote => AddressState::Remote,
+            State::Wanted { .. } => AddressState::Wanted,
+            State::Refused => AddressState::Duplicate,
         }
     }
 

@@ -19,13 +19,11 @@ use std::time::Duration;
 use virtuoso_overlay::ids::{HostId, SwarmId};
 use virtuoso_overlay::limits::PENDING_MAX;
 use virtuoso_overlay::membership::{
-    AdmitAnswer, AdmitRequest, Certificate, CertificateRequest, Refusal, Roles, Ticket, TicketBook, TicketError,
-    is_name,
+    AdmitAnswer, AdmitRequest, Certificate, CertificateRequest, Issued, Refusal, Roles, Ticket, TicketError, is_name,
 };
 use virtuoso_overlay::node::{Node, NodeConfig};
 use virtuoso_overlay::table::{Body, Key, PendingRow};
 use virtuoso_overlay::time::{Instant, UnixTime};
-use virtuoso_overlay::wire::codec;
 
 /// This host's certificate.
 pub(crate) const CERTIFICATE: Kind = Kind { name: "certificate", version: 1 };
@@ -38,8 +36,6 @@ pub(crate) const CERTIFICATE_TIME: Duration = Duration::from_secs(10 * 365 * 24 
 pub(crate) const TICKET_TIME: Duration = Duration::from_secs(24 * 3600);
 /// How often a host that waits asks again. Approval is told at once; this is for a word that got lost.
 const ASK_AGAIN: Duration = Duration::from_secs(15);
-/// Bytes of the file of issued certificates and tickets.
-const ISSUED_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// What this host can show, and what it can sign.
 pub struct Credentials {
@@ -51,13 +47,6 @@ pub struct Credentials {
     pub tickets: Vec<Ticket>,
     /// What it has issued.
     pub issued: Issued,
-}
-
-/// What an admin host has issued.
-#[derive(Clone, Default, bincode::Encode, bincode::Decode)]
-pub struct Issued {
-    certificates: Vec<Certificate>,
-    tickets: TicketBook,
 }
 
 /// Where admission stands.
@@ -75,20 +64,13 @@ pub(super) struct Admission {
     asking: BTreeSet<HostId>,
 }
 
-impl Issued {
-    /// Reads what this host has issued.
-    ///
-    /// # Errors
-    /// If the file can't be read.
-    pub fn load(state: &StateDir) -> anyhow::Result<Self> {
-        let Some(bytes) = state.read(&ISSUED)? else { return Ok(Self::default()) };
-        codec::decode::<Self, ISSUED_BYTES_MAX, ISSUED_BYTES_MAX>(&bytes)
-            .with_context(|| format!("Can't understand {}", state.path().join(ISSUED.name).display()))
-    }
-
-    fn save(&self, state: &StateDir) -> anyhow::Result<()> {
-        state.write(&ISSUED, &codec::encode(self))
-    }
+/// Reads what this host has issued.
+///
+/// # Errors
+/// If the file can't be read.
+pub(crate) fn load_issued(state: &StateDir) -> anyhow::Result<Issued> {
+    let Some(bytes) = state.read(&ISSUED)? else { return Ok(Issued::default()) };
+    Issued::decode(&bytes).with_context(|| format!("Can't understand {}", state.path().join(ISSUED.name).display()))
 }
 
 impl Admission {
@@ -122,6 +104,7 @@ impl Core {
     fn become_member(&mut self, certificate: Certificate) -> anyhow::Result<()> {
         self.swarm.set_swarm(certificate.swarm)?;
         self.admission.gatekeeper.enter(&certificate);
+        self.plane.set_certificate(certificate.encode());
         self.admission.waiting_at = None;
         self.admission.refused = None;
         let config = NodeConfig {
@@ -276,7 +259,7 @@ impl Core {
         let ours = self.admission.gatekeeper.swarm();
         anyhow::ensure!(ours == Some(swarm), "Ticket is for another swarm ({swarm})");
         let authority = self.admission.credentials.authority.clone().ok_or(TicketError::Wrong)?;
-        self.admission.credentials.issued.tickets.redeem(now, id, secret, host)?;
+        self.admission.credentials.issued.tickets.redeem(now, (id, secret), host, &name)?;
         self.issue(&authority, host, name)
     }
 
@@ -286,7 +269,7 @@ impl Core {
         let issued = &mut self.admission.credentials.issued;
         issued.certificates.retain(|old| old.host != host);
         issued.certificates.push(certificate.clone());
-        issued.save(&self.state).context("Can't keep the certificate")?;
+        self.state.write(&ISSUED, &issued.encode()).context("Can't keep the certificate")?;
         tracing::info!(%host, name = certificate.name, "Admitted a host to the swarm");
         let now = self.clock.now();
         if let Some(node) = &mut self.node {
@@ -298,8 +281,8 @@ impl Core {
         Ok(certificate)
     }
 
-    /// Makes a ticket.
-    pub(super) fn make_ticket(&mut self, valid: Duration) -> anyhow::Result<Ticket> {
+    /// Makes a ticket, which admits a host of any name unless one is given.
+    pub(super) fn make_ticket(&mut self, valid: Duration, name: Option<&str>) -> anyhow::Result<Ticket> {
         let swarm = self.admission.gatekeeper.swarm().context("This host is not a member of a swarm yet")?;
         let now = clock::wall();
         let ticket = Ticket {
@@ -310,8 +293,8 @@ impl Core {
             expires: now + valid,
         };
         let issued = &mut self.admission.credentials.issued;
-        issued.tickets.add(now, &ticket)?;
-        issued.save(&self.state).context("Can't keep the ticket")?;
+        issued.tickets.add(now, &ticket, name)?;
+        self.state.write(&ISSUED, &issued.encode()).context("Can't keep the ticket")?;
         Ok(ticket)
     }
 
@@ -374,10 +357,16 @@ impl Core {
     }
 
     /// This host's certificate has come. Both certificates are checked before anything is kept.
-    fn take_certificate(&mut self, host: HostId, yours: Certificate, theirs: &Certificate) -> anyhow::Result<Certificate> {
+    fn take_certificate(
+        &mut self,
+        host: HostId,
+        yours: Certificate,
+        theirs: &Certificate,
+    ) -> anyhow::Result<Certificate> {
         let now = clock::wall();
         let peer = host.to_string();
-        let invited = self.admission.credentials.tickets.iter().find(|t| t.addresses.iter().any(|a| a.ends_with(&peer)));
+        let invited =
+            self.admission.credentials.tickets.iter().find(|t| t.addresses.iter().any(|a| a.ends_with(&peer)));
         if let Some(ticket) = invited {
             let (swarm, other) = (ticket.swarm, yours.swarm);
             anyhow::ensure!(swarm == other, "The ticket is for swarm {swarm}, the host belongs to {other}");
@@ -429,7 +418,7 @@ impl Core {
         issued.filter(|c| c.check(swarm, host, clock::wall(), &Ed25519).is_ok()).max_by_key(|c| c.serial).cloned()
     }
 
-    fn member_named(&self, name: &str) -> Option<HostId> {
+    pub(super) fn member_named(&self, name: &str) -> Option<HostId> {
         let own = self.admission.credentials.certificate.as_ref().filter(|own| own.name == name);
         let issued = self.admission.credentials.issued.certificates.iter().find(|issued| issued.name == name);
         let known = || self.admission.gatekeeper.members().into_iter().find(|member| member.name == name);
@@ -464,4 +453,3 @@ pub(crate) fn sign_certificate(authority: &SigningKey, host: HostId, name: Strin
 fn refuse(refusal: Refusal, text: String) -> AdmitAnswer {
     AdmitAnswer::Refused { refusal, text }
 }
-

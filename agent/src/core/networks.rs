@@ -3,9 +3,9 @@
 use super::switch_events::is_port;
 use super::{Core, Handle};
 use crate::clock;
-use crate::control::{ApiError, ErrorCode};
+use crate::control::problem::{ApiError, ErrorCode};
 use crate::name::Name;
-use crate::netdev::{BridgeRemoval, Netdev, RemoveBridge, Tap};
+use crate::netdev::{BridgeRemoval, Netdev, NetdevError, RemoveBridge, Tap};
 use crate::state::sealed::Kind;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
@@ -39,6 +39,14 @@ struct SavedNetwork {
     uplinks: BTreeSet<String>,
 }
 
+impl SavedNetwork {
+    /// The interfaces that were put into the bridge.
+    fn attachments(&self) -> Vec<(String, Attachment)> {
+        let interfaces = self.interfaces.iter().map(|name| (name.clone(), Attachment::Interface));
+        interfaces.chain(self.uplinks.iter().map(|name| (name.clone(), Attachment::Uplink))).collect()
+    }
+}
+
 /// The networks of this host.
 #[derive(Default)]
 pub(super) struct Networks {
@@ -64,7 +72,7 @@ impl Networks {
     }
 
     pub(super) fn name(&self, network: NetworkId) -> Option<&str> {
-        self.attached.get(&network).map(|attached| attached.name.as_str())
+        self.attached.get(&network).map(|attached| &*attached.name)
     }
 
     pub(super) fn is_uplink(&self, network: &Name, interface: &str) -> bool {
@@ -135,12 +143,14 @@ impl Core {
         let mtu = mtu.filter(|mtu| (NETWORK_MTU_MIN..=NETWORK_MTU_MAX).contains(mtu)).ok_or_else(|| {
             ApiError::invalid(format!("The MTU of a network is {NETWORK_MTU_MIN} to {NETWORK_MTU_MAX} bytes"))
         })?;
-        if let Ok(row) = self.find_network(name.as_str()) {
+        if let Ok(row) = self.find_network(name) {
             return Err(ApiError::conflict(format!("Network {name} exists already, with an MTU of {} bytes", row.mtu)));
         }
-        let id = NetworkId::of(swarm, name.as_str());
+        let id = NetworkId::of(swarm, name);
         if let Some(other) = self.network_of_id(id) {
-            return Err(ApiError::conflict(format!("The name {name} has the same id as network {other}: choose another")));
+            return Err(ApiError::conflict(format!(
+                "The name {name} has the same id as network {other}: choose another"
+            )));
         }
         let created = clock::wall();
         let saved = SavedNetwork {
@@ -154,11 +164,11 @@ impl Core {
         self.save_networks()?;
         self.publish_network(name, mtu, created);
         self.events.emit(crate::events::EventKind::NetworkCreated { network: name.to_string() });
-        self.find_network(name.as_str())
+        self.find_network(name)
     }
 
     pub(super) fn delete_network(&mut self, name: &Name) -> Result<(), ApiError> {
-        let row = self.find_network(name.as_str())?;
+        let row = self.find_network(name)?;
         let hosts = self.hosts_in(row.id);
         if !hosts.is_empty() {
             let names: Vec<String> = hosts.into_iter().map(|host| self.name_of(host)).collect();
@@ -196,17 +206,17 @@ impl Core {
     fn begin_network(&mut self, row: &NetworkRow, name: &Name, tap: Tap) -> anyhow::Result<()> {
         let spec = NetworkSpec { id: row.id, mtu: row.mtu };
         self.networks.attached.insert(row.id, Attached { name: name.clone(), participants: Vec::new() });
-        self.engine.switch(move |switch, _| {
+        self.plane.switch(move |switch, _| {
             switch.set_network(spec);
             switch.attach(spec.id);
         });
-        self.engine.add_tap(row.id, tap);
-        let claims: Vec<_> = self.node.iter().flat_map(|node| node.table().bodies()).filter_map(|(_, body)| match body {
+        self.plane.add_port(row.id, row.mtu, tap);
+        let claims = self.node.iter().flat_map(|node| node.table().bodies()).filter_map(|(_, body)| match body {
             Body::Claim(claim) if claim.network == row.id => Some(claim.clone()),
             _ => None,
         });
         let claims = claims.collect::<Vec<_>>();
-        self.engine.switch(move |switch, now| claims.into_iter().for_each(|claim| switch.handle_claim(now, claim)));
+        self.plane.switch(move |switch, now| claims.into_iter().for_each(|claim| switch.handle_claim(now, claim)));
         let saved = self.networks.saved.networks.entry(name.clone()).or_insert_with(|| SavedNetwork {
             mtu: row.mtu,
             created: row.created.0,
@@ -225,7 +235,7 @@ impl Core {
     fn end_network(&mut self, row: &NetworkRow, name: &Name) -> anyhow::Result<()> {
         let id = row.id;
         self.networks.attached.remove(&id);
-        self.engine.remove_tap(id);
+        self.plane.remove_port(id);
         if let Some(saved) = self.networks.saved.networks.get_mut(name) {
             saved.attached = false;
             saved.interfaces.clear();
@@ -251,7 +261,7 @@ impl Core {
     fn publish_network(&mut self, name: &Name, mtu: u16, created: UnixTime) {
         let now = self.clock.now();
         let Some(node) = &mut self.node else { return };
-        let id = NetworkId::of(node.swarm(), name.as_str());
+        let id = NetworkId::of(node.swarm(), name);
         node.put(now, Body::Network(NetworkRow { id, name: name.to_string(), mtu, created }));
     }
 
@@ -265,15 +275,15 @@ impl Core {
     fn save_networks(&self) -> anyhow::Result<()> {
         self.state.write_json(&NETWORKS, &self.networks.saved).context("Can't keep the list of networks")
     }
+}
 
-    /// Leaves the kernel as it was found: bridges that others use stay, the rest goes.
-    pub(super) async fn leave_devices(&self) {
-        for network in self.networks.attached() {
-            match self.netdev.remove_bridge(network, RemoveBridge::IfUnused).await {
-                Ok(BridgeRemoval::Kept(users)) => tracing::info!(%network, ?users, "A bridge stays for what uses it"),
-                Ok(BridgeRemoval::Removed | BridgeRemoval::Absent) => {}
-                Err(error) => tracing::warn!(%network, "Can't remove a bridge: {error:#}"),
-            }
+/// Leaves the kernel as it was found: bridges that others use stay, the rest goes.
+pub(super) async fn leave_devices(netdev: &Netdev, attached: Vec<NetworkId>) {
+    for network in attached {
+        match netdev.remove_bridge(network, RemoveBridge::IfUnused).await {
+            Ok(BridgeRemoval::Kept(users)) => tracing::info!(%network, ?users, "A bridge stays for what uses it"),
+            Ok(BridgeRemoval::Removed | BridgeRemoval::Absent) => {}
+            Err(error) => tracing::warn!(%network, "Can't remove a bridge: {error:#}"),
         }
     }
 }
@@ -289,7 +299,7 @@ pub(super) enum Attachment {
 pub(super) async fn attach(handle: &Handle, netdev: &Netdev, name: &Name) -> Result<NetworkRow, ApiError> {
     let wanted = name.clone();
     let (row, attached) = handle
-        .call(move |core| core.find_network(wanted.as_str()).map(|row| (row.clone(), core.networks.is_attached(row.id))))
+        .call(move |core| core.find_network(&wanted).map(|row| (row.clone(), core.networks.is_attached(row.id))))
         .await??;
     if attached {
         return Ok(row);
@@ -314,7 +324,7 @@ pub(super) async fn attach_interface(
     let claim = move |core: &mut Core| {
         core.remember_interface(&name, &interface, Some(kind))?;
         let port = core.networks.port_id(network, &interface);
-        core.engine.switch(move |switch, now| {
+        core.plane.switch(move |switch, now| {
             for mac in macs {
                 switch.handle_local(now, network, mac, Some(port), &[]);
             }
@@ -337,11 +347,13 @@ pub(super) async fn detach_interface(
         return Err(ApiError::not_found(format!("Interface {interface} is not in network {name} on this host")));
     }
     let learned = netdev.fdb(network).await.map_err(device_error)?;
-    let macs: Vec<Mac> = learned.into_iter().filter(|entry| entry.interface == interface).map(|entry| entry.mac).collect();
+    let macs: Vec<Mac> =
+        learned.into_iter().filter(|entry| entry.interface == interface).map(|entry| entry.mac).collect();
     let gone = interface.to_owned();
-    let (engine, port) = handle.call(move |core| (core.engine.clone(), core.networks.port_id(network, &gone))).await?;
+    let (engine, port) = handle.call(move |core| (core.plane.engine(), core.networks.port_id(network, &gone))).await?;
     engine
-        .query(move |switch, now| {
+        .call(move |switch, now| {
+            let now = now.mono;
             macs.into_iter().for_each(|mac| switch.depart(now, network, mac));
             switch.handle_port_gone(now, network, port);
         })
@@ -357,16 +369,16 @@ pub(super) async fn detach(handle: &Handle, netdev: &Netdev, name: &Name) -> Res
     let wanted = name.clone();
     let (row, attached, engine) = handle
         .call(move |core| {
-            let row = core.find_network(wanted.as_str())?;
+            let row = core.find_network(&wanted)?;
             let attached = core.networks.is_attached(row.id);
-            Ok::<_, ApiError>((row, attached, core.engine.clone()))
+            Ok::<_, ApiError>((row, attached, core.plane.engine()))
         })
         .await??;
     if !attached {
         return Err(ApiError::conflict(format!("Network {name} is not attached on this host")));
     }
     let network = row.id;
-    engine.query(move |switch, now| switch.detach(now, network)).await.map_err(ApiError::from)?;
+    engine.call(move |switch, now| switch.detach(now.mono, network)).await.map_err(ApiError::from)?;
     let (ended, wanted) = (row.clone(), name.clone());
     handle.call(move |core| core.end_network(&ended, &wanted)).await??;
     netdev.remove_bridge(network, RemoveBridge::Always).await.map_err(device_error)?;
@@ -376,11 +388,10 @@ pub(super) async fn detach(handle: &Handle, netdev: &Netdev, name: &Name) -> Res
 /// Attaches what an earlier run had attached. An interface that is gone is missed, not fatal.
 async fn reattach(handle: &Handle, netdev: &Netdev, name: &Name, saved: &SavedNetwork) -> anyhow::Result<()> {
     let row = attach(handle, netdev, name).await?;
-    let kinds = [(&saved.interfaces, Attachment::Interface), (&saved.uplinks, Attachment::Uplink)];
-    for (interface, kind) in kinds.into_iter().flat_map(|(names, kind)| names.iter().map(move |name| (name, kind))) {
-        if let Err(error) = attach_interface(handle, netdev, (name, &row), (interface, kind), vec![]).await {
+    for (interface, kind) in saved.attachments() {
+        if let Err(error) = attach_interface(handle, netdev, (name, &row), (&interface, kind), vec![]).await {
             tracing::info!("Interface {interface} is not in network {name} any more: {error}");
-            let (name, interface) = (name.clone(), interface.clone());
+            let name = name.clone();
             handle.call(move |core| core.remember_interface(&name, &interface, None)).await??;
         }
     }
@@ -389,9 +400,10 @@ async fn reattach(handle: &Handle, netdev: &Netdev, name: &Name, saved: &SavedNe
 
 /// What the kernel refused, under a code that scripts can tell.
 pub(super) fn device_error(error: anyhow::Error) -> ApiError {
-    use crate::netdev::NetdevError;
     let code = match error.downcast_ref::<NetdevError>() {
-        Some(known) => known.code(),
+        Some(NetdevError::NoInterface { .. }) => ErrorCode::NotFound,
+        Some(NetdevError::MissingRight { .. } | NetdevError::NoKernelSupport { .. }) => ErrorCode::MissingRights,
+        Some(_) => ErrorCode::Conflict,
         None => ErrorCode::Internal,
     };
     ApiError::new(code, format!("{error:#}"))

@@ -27,7 +27,9 @@ impl Core {
             SwarmEvent::Gossip { id, source, bytes } => self.on_gossip(&id, source, &bytes),
             SwarmEvent::AdmitRequest { host, bytes, reply } => self.on_admit_request(host, &bytes, reply),
             SwarmEvent::AdmitResponse { host, bytes, .. } => self.on_admit_answer(host, &bytes),
-            SwarmEvent::AdmitFailed { host, error, .. } => tracing::debug!(%host, error, "No answer to our introduction"),
+            SwarmEvent::AdmitFailed { host, error, .. } => {
+                tracing::debug!(%host, error, "No answer to our introduction");
+            }
             SwarmEvent::SyncRequest { bytes, reply, .. } => self.on_sync_request(&bytes, reply),
             SwarmEvent::SyncResponse { id, bytes, .. } => self.on_sync_response(id, Some(&bytes)),
             SwarmEvent::SyncFailed { host, id, error } => {

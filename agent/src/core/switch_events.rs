@@ -1,26 +1,46 @@
 //! What the data plane and the network devices tell the core.
 
 use super::Core;
-use crate::engine;
+use super::tables::udp_addresses;
+use crate::engine::EngineEvent;
 use crate::events::EventKind;
 use crate::netdev::{self, network_of_bridge, network_of_tap};
 use crate::text::Text;
-use virtuoso_overlay::ids::NetworkId;
+use virtuoso_overlay::ids::{HostId, NetworkId};
 use virtuoso_overlay::switch::{PortId, SwitchEvent, Upward};
 use virtuoso_overlay::table::{Body, Key};
 
 impl Core {
-    pub(super) fn on_engine_event(&mut self, event: engine::Event) {
+    pub(super) fn on_engine_event(&mut self, event: EngineEvent) {
         match event {
-            engine::Event::Upward(upward) => self.on_upward(upward),
-            engine::Event::LinkUp { host, path } => {
-                tracing::info!(%host, path, "Link is up");
-                self.events.emit(EventKind::LinkUp { host: Text(host), path });
+            EngineEvent::Switch(upward) => self.on_upward(upward),
+            EngineEvent::LinkUp(host) => {
+                tracing::info!(%host, name = self.name_of(host), "Link is up");
+                self.events.emit(EventKind::LinkUp { host: Text(host) });
             }
-            engine::Event::LinkDown { host, reason } => {
-                tracing::info!(%host, reason, "Link is down");
+            EngineEvent::LinkDown { host, reason } => {
+                tracing::info!(%host, name = self.name_of(host), reason, "Link is down");
                 self.events.emit(EventKind::LinkDown { host: Text(host), reason });
             }
+            EngineEvent::Refused { host, by_us: true, reason } => {
+                tracing::warn!(%host, "Refused the link of a host: {reason}");
+            }
+            EngineEvent::Refused { host, by_us: false, reason } => {
+                tracing::warn!(%host, "A host refused our link: {reason}");
+            }
+            EngineEvent::AddressWanted(host) => self.find_addresses(host),
+            EngineEvent::PortLost { network, error } => {
+                tracing::error!(network = self.network_name(network), "The TAP of a network failed: {error}");
+            }
+        }
+    }
+
+    /// The row of a host tells where it is.
+    fn find_addresses(&mut self, host: HostId) {
+        let row = self.node.as_ref().and_then(|node| node.table().host(host));
+        let addresses: Vec<_> = row.into_iter().flat_map(udp_addresses).collect();
+        if !addresses.is_empty() {
+            self.plane.set_addresses(host, addresses);
         }
     }
 
@@ -38,12 +58,16 @@ impl Core {
                 }
             }
             Upward::FindPort { network, mac } => {
-                let (netdev, engine) = (self.netdev.clone(), self.engine.clone());
+                let (netdev, engine) = (self.netdev.clone(), self.plane.engine());
                 tokio::spawn(async move {
                     match netdev.fdb_lookup(network, mac).await {
                         Ok(interface) => {
                             let found = interface.is_some_and(|name| is_port(&name));
-                            engine.switch(move |switch, now| switch.handle_port_found(now, network, mac, found));
+                            // The engine is gone only when the agent stops.
+                            engine
+                                .cast(move |switch, now| switch.handle_port_found(now.mono, network, mac, found))
+                                .await
+                                .ok();
                         }
                         // No answer is no evidence: the address stays until its probe ends.
                         Err(error) => tracing::debug!(%network, %mac, "Can't ask the bridge: {error:#}"),
@@ -91,13 +115,13 @@ impl Core {
             }
             netdev::Event::PortRemoved { network, interface } if is_port(&interface) => {
                 let port = self.networks.port_id(network, &interface);
-                self.engine.switch(move |switch, now| switch.handle_port_gone(now, network, port));
+                self.plane.switch(move |switch, now| switch.handle_port_gone(now, network, port));
                 let network = self.network_name(network);
                 self.events.emit(EventKind::PortDetached { network, interface });
             }
             netdev::Event::FdbLearned { network, interface, mac, .. } if is_port(&interface) => {
                 let port: PortId = self.networks.port_id(network, &interface);
-                self.engine.switch(move |switch, now| switch.handle_local(now, network, mac, Some(port), &[]));
+                self.plane.switch(move |switch, now| switch.handle_local(now, network, mac, Some(port), &[]));
             }
             // An address that the bridge forgot may only have been silent: its port's end is what counts.
             netdev::Event::PortAdded { .. }

@@ -9,7 +9,7 @@ use libp2p::multiaddr::Protocol;
 use std::net::{IpAddr, SocketAddr};
 use virtuoso_overlay::ids::{Epoch, HostId, NetworkId};
 use virtuoso_overlay::node::{Change, GossipVerdict, NodeEffect, RequestId};
-use virtuoso_overlay::table::{Body, Key};
+use virtuoso_overlay::table::{Body, HostRow, Key};
 
 impl Core {
     /// Carries out all that the node wants.
@@ -78,7 +78,11 @@ impl Core {
     fn on_change(&mut self, change: Change) {
         let me = self.me();
         match change {
-            Change::Put(host, _) | Change::Gone(host, _) | Change::Alive(host) | Change::Silent(host) | Change::Left(host)
+            Change::Put(host, _)
+            | Change::Gone(host, _)
+            | Change::Alive(host)
+            | Change::Silent(host)
+            | Change::Left(host)
                 if host == me =>
             {
                 self.on_own_change(change);
@@ -86,16 +90,16 @@ impl Core {
             Change::Put(host, key) => self.on_put(host, key),
             Change::Gone(host, key) => self.on_gone(host, key),
             Change::Alive(host) => {
-                self.engine.switch(move |switch, _| switch.handle_alive(host));
+                self.plane.switch(move |switch, _| switch.handle_alive(host));
                 self.events.emit(EventKind::HostAppeared { host: Text(host), name: self.name_of(host) });
             }
             Change::Silent(host) => {
-                self.engine.switch(move |switch, now| switch.handle_lapsed(now, host));
+                self.plane.switch(move |switch, now| switch.handle_lapsed(now, host));
                 self.events.emit(EventKind::HostSuspected { host: Text(host), name: self.name_of(host) });
             }
             Change::Left(host) => {
-                self.engine.switch(move |switch, now| switch.handle_lapsed(now, host));
-                self.engine.forget(host);
+                self.plane.switch(move |switch, now| switch.handle_lapsed(now, host));
+                self.plane.forget(host);
                 self.update_participants();
                 self.events.emit(EventKind::HostGone { host: Text(host), name: self.name_of(host) });
             }
@@ -109,7 +113,8 @@ impl Core {
     }
 
     fn on_put(&mut self, host: HostId, key: Key) {
-        let Some(body) = self.node.as_ref().and_then(|node| node.table().get(host, key)).and_then(|row| row.body.clone())
+        let Some(body) =
+            self.node.as_ref().and_then(|node| node.table().get(host, key)).and_then(|row| row.body.clone())
         else {
             return;
         };
@@ -118,13 +123,13 @@ impl Core {
                 if let Err(error) = self.admit(host, &row.certificate) {
                     return tracing::debug!(%host, "Refused a host: {error}");
                 }
-                let addresses: Vec<Multiaddr> = row.addresses.iter().filter_map(|text| text.parse().ok()).collect();
-                self.engine.set_addresses(host, addresses.iter().filter_map(udp_address).collect());
+                self.plane.set_addresses(host, udp_addresses(&row).collect());
+                let addresses = row.addresses.iter().filter_map(|text| text.parse().ok()).collect();
                 self.swarm.add_member_addresses(host, addresses);
                 self.update_participants();
             }
             Body::Claim(claim) if self.networks.is_attached(claim.network) => {
-                self.engine.switch(move |switch, now| switch.handle_claim(now, claim));
+                self.plane.switch(move |switch, now| switch.handle_claim(now, claim));
             }
             Body::Certificate(certificate) => self.offer(&certificate),
             Body::Pending(row) => {
@@ -136,7 +141,7 @@ impl Core {
 
     fn on_gone(&mut self, host: HostId, key: Key) {
         if let Key::Claim(network, mac) = key {
-            self.engine.switch(move |switch, _| switch.handle_released(network, mac, host, Epoch(u64::MAX)));
+            self.plane.switch(move |switch, _| switch.handle_released(network, mac, host, Epoch(u64::MAX)));
         }
     }
 
@@ -147,7 +152,7 @@ impl Core {
             let hosts = node.table().hosts().filter(|(_, row)| row.networks.contains(&network));
             let hosts: Vec<HostId> = hosts.map(|(host, _)| host).collect();
             if self.networks.participants_changed(network, &hosts) {
-                self.engine.switch(move |switch, _| switch.set_participants(network, &hosts));
+                self.plane.switch(move |switch, _| switch.set_participants(network, &hosts));
             }
         }
     }
@@ -163,7 +168,11 @@ impl Core {
     }
 }
 
-/// Where a member's data plane is: the UDP port of its QUIC address.
+/// Where a member's data plane is: the UDP ports of its QUIC addresses.
+pub(super) fn udp_addresses(row: &HostRow) -> impl Iterator<Item = SocketAddr> {
+    row.addresses.iter().filter_map(|text| udp_address(&text.parse().ok()?))
+}
+
 fn udp_address(address: &Multiaddr) -> Option<SocketAddr> {
     let mut parts = address.iter();
     let ip: IpAddr = match parts.next()? {

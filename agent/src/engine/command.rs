@@ -98,7 +98,10 @@ impl EngineHandle {
     ///
     /// # Errors
     /// If the engine has stopped.
-    pub async fn call<R: Send + 'static>(&self, call: impl FnOnce(&mut Switch, Now) -> R + Send + 'static) -> Result<R> {
+    pub async fn call<R: Send + 'static>(
+        &self,
+        call: impl FnOnce(&mut Switch, Now) -> R + Send + 'static,
+    ) -> Result<R> {
         let (done, answer) = oneshot::channel();
         let call = move |switch: &mut Switch, now: Now| {
             // A caller that no longer waits has no use for the answer.
@@ -106,6 +109,14 @@ impl EngineHandle {
         };
         self.send(Command::Call(Box::new(call))).await?;
         answer.await.map_err(|_| stopped())
+    }
+
+    /// Runs `call` on the switch, between two frames, and does not wait for it. It must be short.
+    ///
+    /// # Errors
+    /// If the engine has stopped.
+    pub async fn cast(&self, call: impl FnOnce(&mut Switch, Now) + Send + 'static) -> Result<()> {
+        self.send(Command::Call(Box::new(call))).await
     }
 
     /// Takes a snapshot of links, ports and counters.

@@ -129,7 +129,8 @@ impl Connection {
         let Some(size) = self.quic.datagrams().max_size() else { return false };
         let mut taken = true;
         let mut datagrams = self.quic.datagrams();
-        self.packer.push(size, &header.encode(), packet, &mut |datagram| taken &= datagrams.send(datagram, false).is_ok());
+        self.packer
+            .push(size, &header.encode(), packet, &mut |datagram| taken &= datagrams.send(datagram, false).is_ok());
         taken
     }
 

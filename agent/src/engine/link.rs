@@ -57,6 +57,11 @@ impl Link {
         }
     }
 
+    /// How long the link has been up.
+    pub(super) fn age(&self, now: Instant) -> Duration {
+        self.up_since.map_or(Duration::ZERO, |since| now.duration_since(since))
+    }
+
     /// Plans the next attempt: the wait doubles with every failure. `noise` spreads hosts that failed together.
     pub(super) fn back_off(&mut self, now: Instant, at_least: Duration, noise: u16) {
         if !self.is_wanted || self.active.is_some() {

@@ -130,7 +130,14 @@ impl Links {
     }
 
     /// Takes one packet of the data plane. HOT PATH.
-    pub(super) fn receive(&mut self, tick: Tick, socket: &Socket, via: Path, ecn: Option<EcnCodepoint>, packet: BytesMut) {
+    pub(super) fn receive(
+        &mut self,
+        tick: Tick,
+        socket: &Socket,
+        via: Path,
+        ecn: Option<EcnCodepoint>,
+        packet: BytesMut,
+    ) {
         let Path::Direct(source) = via;
         let remote = self.table.get(slot_of(&packet)).map_or(source, |connection| connection.name);
         self.current.set(NO_SLOT);
@@ -232,7 +239,8 @@ impl Links {
         for slot in std::mem::take(&mut self.touched) {
             let Some(connection) = self.table.get_mut(slot) else { continue };
             connection.is_touched = false;
-            let link = connection.peer.and_then(|peer| self.links.get_mut(&peer)).filter(|link| link.active == Some(slot));
+            let link =
+                connection.peer.and_then(|peer| self.links.get_mut(&peer)).filter(|link| link.active == Some(slot));
             let mut waits = false;
             if let Some(link) = link {
                 fill(link, connection);
@@ -289,11 +297,11 @@ impl Links {
     }
 
     /// The links, by host.
-    pub(super) fn info(&self) -> Vec<LinkInfo> {
-        self.links.iter().map(|(host, link)| self.link_info(*host, link)).collect()
+    pub(super) fn info(&self, now: Instant) -> Vec<LinkInfo> {
+        self.links.iter().map(|(host, link)| self.link_info(now, *host, link)).collect()
     }
 
-    fn link_info(&self, host: HostId, link: &Link) -> LinkInfo {
+    fn link_info(&self, now: Instant, host: HostId, link: &Link) -> LinkInfo {
         let connection = link.active.or(link.dialling).and_then(|slot| self.table.get(slot));
         let path = connection.map(|connection| connection.quic.stats().path);
         LinkInfo {
@@ -306,6 +314,7 @@ impl Links {
             lost_packets: path.map_or(0, |path| path.lost_packets),
             traffic: link.traffic,
             error: link.error.clone(),
+            age: link.age(now),
         }
     }
 

@@ -75,7 +75,8 @@ impl Port {
 
     fn write(&self, segmenter: &mut Segmenter, packet: &[u8]) -> Result<usize, DropReason> {
         let (header, frame) = packet.split_first_chunk::<VNET_BYTES>().ok_or(DropReason::Malformed)?;
-        let header = VnetHdr::decode(header).and_then(|wish| wish.rebuild(frame)).map_err(|_| DropReason::BadOffload)?;
+        let header =
+            VnetHdr::decode(header).and_then(|wish| wish.rebuild(frame)).map_err(|_| DropReason::BadOffload)?;
         if frame.len() > self.mtu + ETHERNET_BYTES && header.packet_bytes(frame) > self.mtu {
             return Err(DropReason::TooBig);
         }

@@ -81,6 +81,8 @@ pub struct LinkInfo {
     pub traffic: TrafficCounters,
     /// Why the link is not up, if it was tried.
     pub error: Option<String>,
+    /// How long it has been up.
+    pub age: Duration,
 }
 
 /// One port.

@@ -366,7 +366,7 @@ impl Worker {
     fn info(&self) -> EngineInfo {
         let ports = self.ports.iter();
         EngineInfo {
-            links: self.links.info(),
+            links: self.links.info(self.clock.tick().at),
             ports: ports.map(|(network, port)| PortInfo { network: *network, traffic: port.traffic }).collect(),
             strays: self.links.strays,
             demux: self.demux.counters(),

@@ -51,7 +51,7 @@ impl Netdev {
         }
         sysctl::quieten_bridge(&name);
         let shape = settings(LinkMessageBuilder::<LinkBridge>::new(&name)).mtu(u32::from(mtu)).up().build();
-        self.change(shape, format_args!("to set up bridge {name}")).await?;
+        self.change(shape, format!("to set up bridge {name}")).await?;
         self.interface(&name).await
     }
 
@@ -89,7 +89,7 @@ impl Netdev {
             Err(error) if errno(&error) == Some(libc::EOPNOTSUPP) => {
                 return Err(NetdevError::NoKernelSupport { what: "bridges", module: "bridge" }.into());
             }
-            Err(error) => return Err(explain(error, format_args!("to make bridge {name}"))),
+            Err(error) => return Err(explain(error, format!("to make bridge {name}"))),
         }
         self.interface(name).await
     }
@@ -104,7 +104,7 @@ impl Netdev {
     /// Puts the interface with this index into a bridge and switches it on.
     pub(super) async fn enslave(&self, index: u32, name: &str, bridge: &Interface) -> anyhow::Result<()> {
         let message = LinkUnspec::new_with_index(index).controller(bridge.index).up().build();
-        self.change(message, format_args!("to put {name} into bridge {}", bridge.name)).await
+        self.change(message, format!("to put {name} into bridge {}", bridge.name)).await
     }
 }
 

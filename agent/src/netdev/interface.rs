@@ -110,7 +110,7 @@ impl Netdev {
         match found {
             Ok(message) => Ok(message.as_ref().and_then(Interface::from_message)),
             Err(error) if error::errno(&error) == Some(libc::ENODEV) => Ok(None),
-            Err(error) => Err(error::explain(error, format_args!("to look up interface {name}"))),
+            Err(error) => Err(error::explain(error, format!("to look up interface {name}"))),
         }
     }
 
@@ -155,7 +155,7 @@ impl Netdev {
     pub async fn set_mtu(&self, name: &str, mtu_bytes: u32) -> anyhow::Result<()> {
         let index = self.interface(name).await?.index;
         let message = LinkUnspec::new_with_index(index).mtu(mtu_bytes).build();
-        self.change(message, format_args!("to set the MTU of {name} to {mtu_bytes}")).await
+        self.change(message, format!("to set the MTU of {name} to {mtu_bytes}")).await
     }
 
     /// Changes an existing interface.
@@ -166,9 +166,7 @@ impl Netdev {
     /// Deletes the interface with this index.
     pub(super) async fn delete(&self, index: u32, name: &str) -> anyhow::Result<()> {
         let deleted = self.handle.link().del(index).execute().await;
-        deleted
-            .map_err(|error| error::explain(error, format_args!("to delete interface {name}")))
-            .context("Can't clean up")
+        deleted.map_err(|error| error::explain(error, format!("to delete interface {name}"))).context("Can't clean up")
     }
 }
 

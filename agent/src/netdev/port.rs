@@ -36,7 +36,7 @@ impl Netdev {
             return Err(NetdevError::NotInBridge { name: interface.name, bridge: bridge.name }.into());
         }
         let message = LinkUnspec::new_with_index(interface.index).nocontroller().build();
-        self.change(message, format_args!("to take {name} out of bridge {}", bridge.name)).await
+        self.change(message, format!("to take {name} out of bridge {}", bridge.name)).await
     }
 
     /// The interfaces in the network's bridge, the agent's own TAP among them (see [`network_of_tap`]).

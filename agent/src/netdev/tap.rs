@@ -55,7 +55,7 @@ impl Netdev {
             .mtu(u32::from(mtu))
             .append_extra_attribute(LinkAttribute::TxQueueLen(QUEUE_FRAMES))
             .build();
-        self.change(message, format_args!("to set up TAP {name}")).await?;
+        self.change(message, format!("to set up TAP {name}")).await?;
         self.enslave(index, &name, &bridge).await?;
         Ok(Tap { name, index, fd, offloads })
     }

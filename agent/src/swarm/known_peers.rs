@@ -62,6 +62,11 @@ impl KnownPeers {
         Ok(known)
     }
 
+    /// Whether nobody was ever met.
+    pub fn is_empty(&self) -> bool {
+        self.peers.is_empty()
+    }
+
     /// The file's content if it differs from what was last rendered.
     pub fn render_if_changed(&mut self) -> Option<Vec<u8>> {
         if !std::mem::take(&mut self.changed) {

@@ -40,6 +40,8 @@ pub struct TicketEntry {
     secret_hash: [u8; 32],
     /// From when on it is void.
     pub expires: UnixTime,
+    /// The only name that it admits, if it names one.
+    name: Option<String>,
     /// Who used it.
     pub used_by: Option<HostId>,
 }
@@ -56,6 +58,9 @@ pub enum TicketError {
     /// Another host came first.
     #[error("Ticket was used by another host: each opens the swarm once, ask an admin for a new one")]
     Used,
+    /// The ticket is for another name.
+    #[error("Ticket admits a host of another name: join with the name it was made for (--name)")]
+    Name,
     /// The book is full of tickets that are still good.
     #[error("There are {TICKETS_MAX} unused tickets: wait until some are used or expire")]
     TooMany,
@@ -108,25 +113,37 @@ impl FromStr for Ticket {
 }
 
 impl TicketBook {
-    /// Enters a ticket. Used and expired ones make room.
+    /// Enters a ticket, which admits hosts of any name unless one is given. Expired ones make room.
     ///
     /// # Errors
     /// If the book is full.
-    pub fn add(&mut self, now: UnixTime, ticket: &Ticket) -> Result<(), TicketError> {
+    pub fn add(&mut self, now: UnixTime, ticket: &Ticket, name: Option<&str>) -> Result<(), TicketError> {
         self.entries.retain(|_, entry| entry.expires > now);
         if self.entries.len() >= TICKETS_MAX {
             return Err(TicketError::TooMany);
         }
-        let entry = TicketEntry { secret_hash: hash(&ticket.secret), expires: ticket.expires, used_by: None };
+        let entry = TicketEntry {
+            secret_hash: hash(&ticket.secret),
+            expires: ticket.expires,
+            name: name.map(Into::into),
+            used_by: None,
+        };
         self.entries.insert(ticket.id, entry);
         Ok(())
     }
 
-    /// Uses a ticket for `host`. The same host may use it again, because its answer may have been lost.
+    /// Uses a ticket for `host`, which wants `name`. The same host may use it again, because its answer may have been
+    /// lost.
     ///
     /// # Errors
     /// If the ticket opens nothing.
-    pub fn redeem(&mut self, now: UnixTime, id: &[u8; 8], secret: &[u8; 16], host: HostId) -> Result<(), TicketError> {
+    pub fn redeem(
+        &mut self,
+        now: UnixTime,
+        (id, secret): (&[u8; 8], &[u8; 16]),
+        host: HostId,
+        name: &str,
+    ) -> Result<(), TicketError> {
         let entry = self.entries.get_mut(id).ok_or(TicketError::Wrong)?;
         // Hashes are compared, so the time that takes tells nothing of the secret.
         if entry.secret_hash != hash(secret) {
@@ -137,6 +154,9 @@ impl TicketBook {
         }
         if entry.expires <= now {
             return Err(TicketError::Expired);
+        }
+        if entry.name.as_ref().is_some_and(|only| only != name) {
+            return Err(TicketError::Name);
         }
         entry.used_by = Some(host);
         Ok(())
@@ -178,13 +198,14 @@ mod tests {
     fn a_ticket_opens_once() {
         let (mut book, now) = (TicketBook::default(), UnixTime(50));
         let (one, two) = (HostId([1; 32]), HostId([2; 32]));
-        book.add(now, &ticket()).unwrap();
-        assert_eq!(book.redeem(now, &[9; 8], &[3; 16], one), Err(TicketError::Wrong));
-        assert_eq!(book.redeem(now, &[2; 8], &[9; 16], one), Err(TicketError::Wrong));
-        assert_eq!(book.redeem(now, &[2; 8], &[3; 16], one), Ok(()));
-        assert_eq!(book.redeem(now, &[2; 8], &[3; 16], one), Ok(()));
-        assert_eq!(book.redeem(now, &[2; 8], &[3; 16], two), Err(TicketError::Used));
-        assert_eq!(book.redeem(UnixTime(100), &[2; 8], &[3; 16], one), Err(TicketError::Expired));
+        book.add(now, &ticket(), Some("beta")).unwrap();
+        assert_eq!(book.redeem(now, (&[9; 8], &[3; 16]), one, "beta"), Err(TicketError::Wrong));
+        assert_eq!(book.redeem(now, (&[2; 8], &[9; 16]), one, "beta"), Err(TicketError::Wrong));
+        assert_eq!(book.redeem(now, (&[2; 8], &[3; 16]), one, "gamma"), Err(TicketError::Name));
+        assert_eq!(book.redeem(now, (&[2; 8], &[3; 16]), one, "beta"), Ok(()));
+        assert_eq!(book.redeem(now, (&[2; 8], &[3; 16]), one, "beta"), Ok(()));
+        assert_eq!(book.redeem(now, (&[2; 8], &[3; 16]), two, "beta"), Err(TicketError::Used));
+        assert_eq!(book.redeem(UnixTime(100), (&[2; 8], &[3; 16]), one, "beta"), Err(TicketError::Expired));
     }
 
     #[test]
@@ -193,10 +214,10 @@ mod tests {
         for n in 0..TICKETS_MAX {
             let mut id = [0; 8];
             id[..8].copy_from_slice(&n.to_be_bytes());
-            book.add(UnixTime(1), &Ticket { id, ..ticket() }).unwrap();
+            book.add(UnixTime(1), &Ticket { id, ..ticket() }, None).unwrap();
         }
-        assert_eq!(book.add(UnixTime(1), &ticket()), Err(TicketError::TooMany));
-        assert_eq!(book.add(UnixTime(100), &Ticket { expires: UnixTime(200), ..ticket() }), Ok(()));
+        assert_eq!(book.add(UnixTime(1), &ticket(), None), Err(TicketError::TooMany));
+        assert_eq!(book.add(UnixTime(100), &Ticket { expires: UnixTime(200), ..ticket() }, None), Ok(()));
     }
 
     proptest! {

@@ -271,7 +271,7 @@ fn a_duplicate_is_refused_and_shown() {
     assert_eq!(EthernetView::new_checked(&probe[VNET_BYTES..]).unwrap().dst(), GUEST);
     lab.send(0, &frame(TALKER, GUEST));
     lab.assert_held_by(0);
-    assert_eq!(lab.switches[1].fdb(NET)[0].state, "duplicate");
+    assert_eq!(lab.switches[1].fdb(NET)[0].state, AddressState::Duplicate);
     assert_eq!(lab.send(1, &frame(TALKER, GUEST)), Some(DropReason::Duplicate));
     assert!(lab.conflicts(0) > 0 && lab.conflicts(1) > 0);
 }
@@ -304,13 +304,13 @@ fn a_dead_holder_loses_its_claims_after_its_lease() {
     lab.settle();
     lab.link(false);
     lab.send(1, &frame(TALKER, GUEST));
-    assert_eq!(lab.switches[1].fdb(NET)[0].state, "wanted");
+    assert_eq!(lab.switches[1].fdb(NET)[0].state, AddressState::Wanted);
     for survivor in 1..3 {
         lab.switches[survivor].handle_lapsed(lab.now, Toy(0).host());
     }
     lab.settle();
-    assert_eq!(lab.switches[1].fdb(NET)[0].state, "local");
-    assert_eq!(lab.switches[2].fdb(NET)[0].state, "lapsed");
+    assert_eq!(lab.switches[1].fdb(NET)[0].state, AddressState::Local);
+    assert_eq!(lab.switches[2].fdb(NET)[0].state, AddressState::Lapsed);
 }
 
 #[test]

@@ -30,7 +30,8 @@ fn unpack<'a>(datagrams: impl IntoIterator<Item = &'a Bytes>) -> (Vec<Vec<u8>>, 
 /// Packets that are all different, so that a mixture of two would show.
 fn packets() -> impl Strategy<Value = Vec<Vec<u8>>> {
     prop::collection::vec(prop_oneof![19usize..200, 1000usize..3000, Just(PACKET_BYTES_MAX)], 1..40).prop_map(|sizes| {
-        let numbered = |(index, size): (usize, usize)| (0..size).map(|at| (at.wrapping_mul(31) ^ index) as u8).collect();
+        let numbered =
+            |(index, size): (usize, usize)| (0..size).map(|at| (at.wrapping_mul(31) ^ index) as u8).collect();
         sizes.into_iter().enumerate().map(numbered).collect()
     })
 }

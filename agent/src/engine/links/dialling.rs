@@ -99,7 +99,9 @@ impl Links {
                 }
                 (REFUSED_RETRY, format!("Refused by the peer: {reason}"))
             }
-            ConnectionError::ApplicationClosed(close) if CloseCode::Duplicate.is(close) => (DUPLICATE_RETRY, text_of(close)),
+            ConnectionError::ApplicationClosed(close) if CloseCode::Duplicate.is(close) => {
+                (DUPLICATE_RETRY, text_of(close))
+            }
             ConnectionError::ApplicationClosed(close) => (Duration::ZERO, text_of(close)),
             other => (Duration::ZERO, other.to_string()),
         };
@@ -153,7 +155,12 @@ impl Links {
         }
     }
 
-    fn begin(&mut self, tick: Tick, host: HostId, name: SocketAddr) -> Result<(ConnectionHandle, quinn_proto::Connection)> {
+    fn begin(
+        &mut self,
+        tick: Tick,
+        host: HostId,
+        name: SocketAddr,
+    ) -> Result<(ConnectionHandle, quinn_proto::Connection)> {
         let mut config = ClientConfig::new(Arc::new(tls::client(&self.keypair, host)?));
         config.transport_config(Arc::clone(&self.transport)).initial_dst_cid_provider(Arc::new(initial_cid));
         Ok(self.endpoint.connect(tick.at, config, name, tls::SERVER_NAME)?)

@@ -52,9 +52,7 @@ impl Layout {
         let (header, end) = (network + header, network + end);
         let segment = frame.get(header..end).ok_or(PacketError::Truncated)?;
         let (transport, header_bytes) = match protocol {
-            Protocol::TCP => {
-                (Transport::Tcp, usize::from(*segment.get(12).ok_or(PacketError::Truncated)? >> 4) * 4)
-            }
+            Protocol::TCP => (Transport::Tcp, usize::from(*segment.get(12).ok_or(PacketError::Truncated)? >> 4) * 4),
             Protocol::UDP => (Transport::Udp, UDP_HEADER_BYTES),
             _ => return Err(PacketError::OtherKind),
         };
@@ -95,7 +93,8 @@ fn ipv6(packet: &[u8]) -> Result<Packet, PacketError> {
         if !matches!(protocol.0, HOP_BY_HOP | DESTINATION_OPTIONS) {
             break;
         }
-        let &[next, length] = packet.get(offset..offset + 2).and_then(|head| head.first_chunk()).ok_or(PacketError::Truncated)?;
+        let &[next, length] =
+            packet.get(offset..offset + 2).and_then(|head| head.first_chunk()).ok_or(PacketError::Truncated)?;
         protocol = Protocol(next);
         offset += 8 + usize::from(length) * 8;
     }

@@ -23,7 +23,15 @@ struct Shape {
 fn shapes() -> impl Strategy<Value = Shape> {
     let payload = prop::collection::vec(any::<u8>(), 0..9000);
     (0usize..3, any::<bool>(), any::<bool>(), 0usize..3, 0usize..11, any::<u8>(), payload).prop_map(
-        |(tags, v6, udp, options, tcp_options, flags, payload)| Shape { tags, v6, udp, options, tcp_options, flags, payload },
+        |(tags, v6, udp, options, tcp_options, flags, payload)| Shape {
+            tags,
+            v6,
+            udp,
+            options,
+            tcp_options,
+            flags,
+            payload,
+        },
     )
 }
 
@@ -217,7 +225,8 @@ pub(in super::super) fn super_frame(payload: usize, size: u16) -> (VnetHdr, Vec<
 }
 
 fn tcp(payload: usize) -> (Shape, Vec<u8>) {
-    let shape = Shape { tags: 0, v6: false, udp: false, options: 0, tcp_options: 0, flags: 0x10, payload: vec![7; payload] };
+    let shape =
+        Shape { tags: 0, v6: false, udp: false, options: 0, tcp_options: 0, flags: 0x10, payload: vec![7; payload] };
     let frame = build(&shape);
     (shape, frame)
 }
@@ -265,12 +274,8 @@ fn checksums_inside_tunnels_are_completed_before_they_leave() {
     let mut frame = build(&outer);
     let inside = frame.len() - inner.len();
     let layout = Layout::of(&inner).unwrap();
-    let wish = VnetHdr {
-        needs_csum: true,
-        csum_start: (inside + layout.header) as u16,
-        csum_offset: 16,
-        ..VnetHdr::PLAIN
-    };
+    let wish =
+        VnetHdr { needs_csum: true, csum_start: (inside + layout.header) as u16, csum_offset: 16, ..VnetHdr::PLAIN };
     assert_eq!(wish.rebuild(&frame), Err(BadOffload));
     assert_eq!(wish.settle(&mut frame), Ok(VnetHdr::PLAIN));
     assert_finished(&frame[inside..]);

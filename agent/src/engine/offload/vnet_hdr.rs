@@ -61,7 +61,8 @@ impl VnetHdr {
 
     /// Reads a header. The fields may be anything: see [`VnetHdr::rebuild`].
     pub(crate) fn decode(bytes: &[u8; VNET_BYTES]) -> Result<Self, BadOffload> {
-        let [flags, kind, hdr_low, hdr_high, size_low, size_high, start_low, start_high, offset_low, offset_high] = *bytes;
+        let [flags, kind, hdr_low, hdr_high, size_low, size_high, start_low, start_high, offset_low, offset_high] =
+            *bytes;
         let gso = match kind & !GSO_ECN {
             0 => Gso::None,
             GSO_TCPV4 => Gso::Tcp4,
@@ -103,13 +104,14 @@ impl VnetHdr {
             return Ok(Self::PLAIN);
         }
         let layout = Layout::of(frame).map_err(|_| BadOffload)?;
-        let same_place = usize::from(self.csum_start) == layout.header
-            && usize::from(self.csum_offset) == layout.checksum_offset();
+        let same_place =
+            usize::from(self.csum_start) == layout.header && usize::from(self.csum_offset) == layout.checksum_offset();
         // A super-frame without a partial checksum does not exist: its segments' checksums differ.
         if !self.needs_csum || !same_place {
             return Err(BadOffload);
         }
-        let checksum = Self { needs_csum: true, csum_start: self.csum_start, csum_offset: self.csum_offset, ..Self::PLAIN };
+        let checksum =
+            Self { needs_csum: true, csum_start: self.csum_start, csum_offset: self.csum_offset, ..Self::PLAIN };
         if self.gso == Gso::None {
             // The kernel sums up to the end of the frame: padding must not count.
             return if frame[layout.end..].iter().all(|byte| *byte == 0) { Ok(checksum) } else { Err(BadOffload) };

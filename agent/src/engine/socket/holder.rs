@@ -75,7 +75,8 @@ mod tests {
 
     #[test]
     fn table_lines_are_read() {
-        let line = "  345: 0100007F:128B 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 31337 2 0 0";
+        let line =
+            "  345: 0100007F:128B 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 31337 2 0 0";
         assert_eq!(inode_of(line, 4747), Some("31337"));
         assert_eq!(inode_of(line, 4748), None);
         assert_eq!(inode_of("  sl  local_address rem_address", 4747), None);

@@ -121,7 +121,17 @@ fn noise_hurts_neither_plane() {
         cid::fill_random(&mut noise);
         match round % 4 {
             // The data plane's first packets, with garbage behind the id.
-            0 => noise[..9].copy_from_slice(&[0xc3, 0, 0, 0, 1, 20, cid::DATA_MAGIC[0], cid::DATA_MAGIC[1], cid::DATA_MAGIC[2]]),
+            0 => noise[..9].copy_from_slice(&[
+                0xc3,
+                0,
+                0,
+                0,
+                1,
+                20,
+                cid::DATA_MAGIC[0],
+                cid::DATA_MAGIC[1],
+                cid::DATA_MAGIC[2],
+            ]),
             1 => noise[1..4].copy_from_slice(&cid::DATA_MAGIC),
             2 => noise[1..4].copy_from_slice(&cid::CONTROL_MAGIC),
             _ => {}

@@ -8,7 +8,8 @@ use std::io;
 pub(super) fn request() {
     let priority = libc::sched_param { sched_priority: 1 };
     // SAFETY: 0 names the calling thread, and the parameter outlives the call.
-    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_RR | libc::SCHED_RESET_ON_FORK, &raw const priority) };
+    let result =
+        unsafe { libc::sched_setscheduler(0, libc::SCHED_RR | libc::SCHED_RESET_ON_FORK, &raw const priority) };
     if result != 0 {
         let error = io::Error::last_os_error();
         tracing::info!(%error, "No real-time priority for the data plane: grant CAP_SYS_NICE for lower latency");

@@ -1,0 +1,340 @@
+//! What the control API asks for, done by the core, the image store and the network devices.
+
+use super::networks::{self, Attachment};
+use super::views::{rfc3339, seconds};
+use super::{Core, Handle};
+use crate::control::backend::{Answer, Backend};
+use crate::control::model::{
+    Attach, Check, Detach, FdbEntry, Host, HostMatch, HostQuery, Image, ImageImport, ImageVerification, Invite,
+    InviteRequest, Link, LinkState, Member, Network, NetworkCreate, Peer, PendingHost, Port, PortKind, PortState,
+    Progress, Status, Vm,
+};
+use crate::control::problem::{ApiError, ErrorCode};
+use crate::engine::{self, EngineHandle};
+use crate::events::{EventKind, EventLog};
+use crate::image::ImageStore;
+use crate::name::Name;
+use crate::netdev::{InterfaceState, Netdev, network_of_tap};
+use crate::text::Text;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Mutex, watch};
+use virtuoso_overlay::ids::Mac;
+use virtuoso_overlay::table::NetworkRow;
+
+/// The agent as the control API sees it.
+pub struct Agent {
+    /// The core.
+    pub core: Handle,
+    /// The data plane.
+    pub engine: EngineHandle,
+    /// The kernel's network devices.
+    pub netdev: Netdev,
+    /// The image store.
+    pub images: Arc<ImageStore>,
+    /// What the operator may watch.
+    pub events: EventLog,
+    /// Held while bridges and TAPs change: two attaches of one network must not mix.
+    pub devices: Mutex<()>,
+}
+
+impl Agent {
+    async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut Core) -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        Ok(self.core.call(question).await?)
+    }
+
+    /// A network with its ports.
+    async fn show(&self, name: &Name) -> Result<Network, ApiError> {
+        let wanted = name.clone();
+        let (row, mut network) = self
+            .ask(move |core| core.find_network(&wanted).map(|row| (row.clone(), core.network_view(&row))))
+            .await??;
+        if network.bridge.is_some() {
+            network.ports = self.ports_of(name, &row).await?;
+        }
+        Ok(network)
+    }
+
+    async fn ports_of(&self, name: &Name, row: &NetworkRow) -> Result<Vec<Port>, ApiError> {
+        let interfaces = self.netdev.ports(row.id).await.map_err(networks::device_error)?;
+        let learned = self.netdev.fdb(row.id).await.map_err(networks::device_error)?;
+        let wanted = name.clone();
+        let names: Vec<String> = interfaces.iter().map(|interface| interface.name.clone()).collect();
+        let uplinks = self
+            .ask(move |core| {
+                names.into_iter().filter(|port| core.networks.is_uplink(&wanted, port)).collect::<Vec<_>>()
+            })
+            .await?;
+        let port = |interface: crate::netdev::Interface| {
+            let is_tap = network_of_tap(&interface.name).is_some();
+            let behind = learned.iter().filter(|entry| entry.interface == interface.name && !is_tap);
+            Port {
+                network: name.to_string(),
+                kind: match (is_tap, uplinks.contains(&interface.name)) {
+                    (true, _) => PortKind::Agent,
+                    (false, true) => PortKind::Uplink,
+                    (false, false) => PortKind::Interface,
+                },
+                state: match interface.state {
+                    InterfaceState::Up => PortState::Up,
+                    InterfaceState::NoCarrier | InterfaceState::Down => PortState::Down,
+                },
+                macs: behind.map(|entry| Text(entry.mac)).collect(),
+                interface: interface.name,
+            }
+        };
+        Ok(interfaces.into_iter().map(port).collect())
+    }
+
+    async fn find_image(&self, name: &str) -> Result<Image, ApiError> {
+        let wanted = name.to_owned();
+        let images = self.ask(Core::images_view).await?;
+        let found = images.into_iter().find(|image| image.name == wanted || image.digest.to_string() == wanted);
+        found
+            .ok_or_else(|| ApiError::not_found(format!("No host has an image {name}: `virtuoso image list` shows all")))
+    }
+}
+
+impl Backend for Agent {
+    fn status(&self) -> Answer<'_, Status> {
+        Box::pin(self.ask(|core| core.status()))
+    }
+
+    fn peers(&self) -> Answer<'_, Vec<Peer>> {
+        Box::pin(self.ask(|core| core.peers()))
+    }
+
+    fn links(&self) -> Answer<'_, Vec<Link>> {
+        Box::pin(async {
+            let info = self.engine.info().await?;
+            self.ask(move |core| info.links.iter().map(|link| link_view(core.name_of(link.host), link)).collect()).await
+        })
+    }
+
+    fn checks(&self) -> Answer<'_, Vec<Check>> {
+        Box::pin(self.ask(|core| core.checks()))
+    }
+
+    fn hosts(&self) -> Answer<'_, Vec<Host>> {
+        Box::pin(self.ask(|core| core.hosts()))
+    }
+
+    fn find_hosts(&self, query: HostQuery) -> Answer<'_, Vec<HostMatch>> {
+        Box::pin(async { self.ask(move |core| core.find_hosts(&query)).await? })
+    }
+
+    fn networks(&self) -> Answer<'_, Vec<Network>> {
+        Box::pin(async {
+            let mut networks = Vec::new();
+            for (row, mut network) in self.ask(|core| core.networks()).await? {
+                if network.bridge.is_some()
+                    && let Ok(name) = row.name.parse()
+                {
+                    network.ports = self.ports_of(&name, &row).await?;
+                }
+                networks.push(network);
+            }
+            Ok(networks)
+        })
+    }
+
+    fn network(&self, name: Name) -> Answer<'_, Network> {
+        Box::pin(async move { self.show(&name).await })
+    }
+
+    fn create_network(&self, request: NetworkCreate) -> Answer<'_, Network> {
+        Box::pin(async move {
+            let NetworkCreate { name, mtu_bytes } = request;
+            self.ask(move |core| core.create_network(&name, mtu_bytes).map(|row| core.network_view(&row))).await?
+        })
+    }
+
+    fn delete_network(&self, name: Name) -> Answer<'_, ()> {
+        Box::pin(async move { self.ask(move |core| core.delete_network(&name)).await? })
+    }
+
+    fn attach(&self, name: Name, request: Attach) -> Answer<'_, Network> {
+        Box::pin(async move {
+            let Attach { interface, uplink, mac } = request;
+            let port = match (interface, uplink) {
+                (Some(_), Some(_)) => {
+                    return Err(ApiError::invalid("Name an interface or an uplink, not both"));
+                }
+                (Some(interface), None) => Some((interface, Attachment::Interface)),
+                (None, Some(uplink)) => Some((uplink, Attachment::Uplink)),
+                (None, None) if !mac.is_empty() => {
+                    return Err(ApiError::invalid("Addresses belong to an interface: name it too"));
+                }
+                (None, None) => None,
+            };
+            let macs: Vec<Mac> = mac.into_iter().map(|mac| mac.0).collect();
+            let _devices = self.devices.lock().await;
+            let row = networks::attach(&self.core, &self.netdev, &name).await?;
+            if let Some((interface, kind)) = &port {
+                let place = (&name, &row);
+                networks::attach_interface(&self.core, &self.netdev, place, (interface, *kind), macs).await?;
+            }
+            self.show(&name).await
+        })
+    }
+
+    fn detach(&self, name: Name, request: Detach) -> Answer<'_, Network> {
+        Box::pin(async move {
+            let _devices = self.devices.lock().await;
+            match request.interface {
+                Some(interface) => {
+                    let wanted = name.clone();
+                    let row = self.ask(move |core| core.find_network(&wanted)).await??;
+                    networks::detach_interface(&self.core, &self.netdev, (&name, &row), &interface).await?;
+                }
+                None => {
+                    networks::detach(&self.core, &self.netdev, &name).await?;
+                }
+            }
+            self.show(&name).await
+        })
+    }
+
+    fn fdb(&self, name: Name) -> Answer<'_, Vec<FdbEntry>> {
+        Box::pin(async move {
+            let row = self.ask(move |core| core.find_network(&name)).await??;
+            let (now, entries) = self.engine.call(move |switch, now| (now.mono, switch.fdb(row.id))).await?;
+            self.ask(move |core| entries.iter().map(|entry| core.fdb_view(now, entry)).collect()).await
+        })
+    }
+
+    fn ports(&self) -> Answer<'_, Vec<Port>> {
+        Box::pin(async { Ok(self.networks().await?.into_iter().flat_map(|network| network.ports).collect()) })
+    }
+
+    fn images(&self) -> Answer<'_, Vec<Image>> {
+        Box::pin(self.ask(Core::images_view))
+    }
+
+    fn image(&self, name: Name) -> Answer<'_, Image> {
+        Box::pin(async move { self.find_image(&name).await })
+    }
+
+    fn import_image(&self, request: ImageImport, progress: watch::Sender<Progress>) -> Answer<'_, Image> {
+        Box::pin(async move {
+            let ImageImport { path, name } = request;
+            let stored = self.images.import(path, name.clone(), progress).await?;
+            self.events.emit(EventKind::ImageImported { name: name.to_string(), digest: Text(stored.digest) });
+            self.ask(Core::publish_images).await?;
+            self.find_image(&name).await
+        })
+    }
+
+    fn verify_image(&self, name: Name, progress: watch::Sender<Progress>) -> Answer<'_, ImageVerification> {
+        Box::pin(async move {
+            let verification = self.images.verify(name, progress).await?;
+            if !verification.ok {
+                let (name, chunks) = (verification.name.clone(), verification.chunks_damaged);
+                self.events.emit(EventKind::ImageDamaged { name, chunks });
+            }
+            Ok(verification)
+        })
+    }
+
+    fn remove_image(&self, name: Name) -> Answer<'_, ()> {
+        Box::pin(async move {
+            self.images.remove(name.clone()).await?;
+            self.events.emit(EventKind::ImageRemoved { name: name.to_string() });
+            self.ask(Core::publish_images).await
+        })
+    }
+
+    fn vms(&self) -> Answer<'_, Vec<Vm>> {
+        Box::pin(self.ask(|core| core.vms()))
+    }
+
+    fn members(&self) -> Answer<'_, Vec<Member>> {
+        Box::pin(self.ask(|core| core.members()))
+    }
+
+    fn pending(&self) -> Answer<'_, Vec<PendingHost>> {
+        Box::pin(self.ask(|core| core.pending()))
+    }
+
+    fn approve(&self, peer: String) -> Answer<'_, Member> {
+        Box::pin(async move { self.ask(move |core| core.approve(&peer)).await? })
+    }
+
+    fn invite(&self, request: InviteRequest) -> Answer<'_, Invite> {
+        Box::pin(async move { self.ask(move |core| core.invite(&request)).await? })
+    }
+}
+
+impl Core {
+    /// All images of the swarm, for calls that name a function.
+    fn images_view(&mut self) -> Vec<Image> {
+        self.images()
+    }
+
+    fn approve(&mut self, peer: &str) -> Result<Member, ApiError> {
+        let authority = self.authority()?;
+        let pending = self.pending();
+        let mut named = pending.iter().filter(|host| host.id.to_string() == peer || host.name == peer);
+        let Some(host) = named.next() else {
+            return Err(ApiError::not_found(format!(
+                "No host {peer} waits for approval: `virtuoso swarm pending` shows those that do"
+            )));
+        };
+        if named.next().is_some() {
+            return Err(ApiError::conflict(format!("Several hosts wait under the name {peer}: name one by its id")));
+        }
+        if let Some(other) = self.member_named(&host.name).filter(|other| *other != host.id.0) {
+            return Err(ApiError::conflict(format!("The name {} is taken by member {other}", host.name)));
+        }
+        let certificate = self.issue(&authority, host.id.0, host.name.clone())?;
+        self.offer(&certificate);
+        let id = Text(certificate.host);
+        let expires = rfc3339(certificate.expires);
+        Ok(Member { id, name: certificate.name, admin: false, expires, connected: false })
+    }
+
+    fn invite(&mut self, request: &InviteRequest) -> Result<Invite, ApiError> {
+        self.authority()?;
+        let valid = request.valid_s.map_or(super::admission::TICKET_TIME, Duration::from_secs);
+        let ticket = self.make_ticket(valid, request.name.as_deref())?;
+        Ok(Invite { ticket: ticket.to_string(), expires: rfc3339(ticket.expires) })
+    }
+
+    fn authority(&self) -> Result<Arc<crate::identity::SigningKey>, ApiError> {
+        self.admission.credentials.authority.clone().ok_or_else(|| {
+            let admins: Vec<String> = self.members().into_iter().filter(|m| m.admin).map(|m| m.name).collect();
+            let whom = if admins.is_empty() { "the host that began the swarm".into() } else { admins.join(", ") };
+            ApiError::new(
+                ErrorCode::NotPermittedBySwarm,
+                format!("This host does not have the swarm's authority: run this on {whom}"),
+            )
+        })
+    }
+}
+
+fn link_view(name: String, link: &engine::LinkInfo) -> Link {
+    let drops = link.traffic.drops.iter().map(|(reason, count)| (reason.name().to_owned(), count));
+    Link {
+        peer: Text(link.host),
+        name,
+        path: link.path.clone(),
+        state: match link.state {
+            engine::LinkState::Up => LinkState::Up,
+            engine::LinkState::Connecting | engine::LinkState::Hello => LinkState::Connecting,
+            engine::LinkState::Idle | engine::LinkState::Backoff => LinkState::Down,
+        },
+        rtt_us: link.rtt.map(|rtt| rtt.as_micros() as u64),
+        loss: if link.sent_packets == 0 { 0.0 } else { link.lost_packets as f64 / link.sent_packets as f64 },
+        mtu_bytes: link.mtu_bytes.unwrap_or_default().into(),
+        tx_bytes: link.traffic.tx_bytes,
+        rx_bytes: link.traffic.rx_bytes,
+        tx_frames: link.traffic.tx_frames,
+        rx_frames: link.traffic.rx_frames,
+        drops: drops.collect::<BTreeMap<String, u64>>(),
+        age_s: seconds(link.age),
+    }
+}

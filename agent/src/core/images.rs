@@ -1,0 +1,44 @@
+//! What this host tells of its images: rows for every member, and a provider record for each digest.
+
+use super::Core;
+use crate::image::StoredImage;
+use std::collections::BTreeSet;
+use virtuoso_overlay::ids::{Digest, HostId};
+use virtuoso_overlay::table::{Body, ImageRow, Key};
+
+impl Core {
+    /// Makes rows and provider records say what the store has.
+    pub(super) fn publish_images(&mut self) {
+        let now = self.clock.now();
+        let stored: Vec<StoredImage> = self.images.list().into_iter().filter(|image| !image.damaged).collect();
+        let Some(node) = &mut self.node else { return };
+        let kept: BTreeSet<Digest> = stored.iter().map(|image| image.digest).collect();
+        let told: Vec<ImageRow> = node
+            .table()
+            .bodies_of(node.me())
+            .filter_map(|body| match body {
+                Body::Image(row) => Some(row.clone()),
+                _ => None,
+            })
+            .collect();
+        for row in told.iter().filter(|row| !kept.contains(&row.digest)) {
+            node.take_back(now, Key::Image(row.digest));
+            self.swarm.stop_providing(row.digest);
+        }
+        for StoredImage { name, digest, size_bytes, .. } in stored {
+            let row = ImageRow { digest, name: name.to_string(), size_bytes };
+            if told.contains(&row) {
+                continue;
+            }
+            node.put(now, Body::Image(row));
+            if let Err(error) = self.swarm.start_providing(digest) {
+                tracing::warn!(%digest, "Can't enter an image into the distributed hash table: {error}");
+            }
+        }
+    }
+
+    /// Providers that Kademlia knows. The tables know them too; this finds those of a swarm too large for tables.
+    pub(super) fn on_providers(&self, image: Digest, hosts: &[HostId]) {
+        tracing::debug!(%image, ?hosts, "Providers of an image");
+    }
+}

@@ -1,0 +1,336 @@
+//! The agent from start to stop: what it opens, in which order, and what signals do.
+
+use crate::clock::{self, Clock};
+use crate::config::address::Bootstrap;
+use crate::config::{Config, Source};
+use crate::control::socket::ControlSocket;
+use crate::control::{self, Api};
+use crate::core::{Agent, Core, Credentials, Parts};
+use crate::engine::{self, ControlPort, EngineConfig, EngineHandle, Socket, control_endpoint_config};
+use crate::entropy;
+use crate::events::{EventKind, EventLog};
+use crate::facts::HostFacts;
+use crate::gatekeeper::Gatekeeper;
+use crate::identity::{AUTHORITY, Ed25519, IDENTITY, SigningKey};
+use crate::image::ImageStore;
+use crate::logging::LogHandle;
+use crate::netdev::Netdev;
+use crate::state::StateDir;
+use crate::state::sealed::Kind;
+use crate::swarm::known_peers::KnownPeers;
+use crate::swarm::service::{self, SwarmService, Timing};
+use crate::swarm::transport::Port;
+use anyhow::Context;
+use libp2p::Multiaddr;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Mutex, mpsc, watch};
+use virtuoso_overlay::membership::{Certificate, Roles, Ticket};
+use virtuoso_overlay::switch::Switch;
+
+/// The number of the last run.
+const INCARNATION: Kind = Kind { name: "incarnation", version: 1 };
+/// Members met in earlier runs.
+const PEERS: Kind = Kind { name: "peers", version: 1 };
+
+/// Worker threads of the control plane. Its work is small and the data plane has a thread of its own.
+const WORKERS: usize = 2;
+
+/// Runs the agent until SIGTERM or SIGINT.
+///
+/// # Errors
+/// If it can't start, or loses something it can't do without.
+pub fn run(source: &Source, config: Config, log: &LogHandle) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .context("Can't start the control plane's threads")?;
+    runtime.block_on(serve(source, config, log))
+}
+
+async fn serve(source: &Source, config: Config, log: &LogHandle) -> anyhow::Result<()> {
+    let mut signals = Signals::new()?;
+    let clock = Clock::start();
+    let state = Arc::new(StateDir::open(&config.state_dir)?);
+    let key = Arc::new(SigningKey::load_or_create(&state, &IDENTITY)?);
+    let events = EventLog::new();
+    // First of all what other agents on this machine may hold: the sockets.
+    let socket = ControlSocket::bind(&config.socket, &config.socket_group)?;
+    let udp = Arc::new(Socket::bind(config.listen)?);
+    let images = Arc::new(open_images(&state).await?);
+    let known_peers = load_known_peers(&state)?;
+    let (credentials, founded) = credentials(&state, &key, &config, known_peers.is_empty())?;
+    let gatekeeper = Arc::new(Gatekeeper::default());
+    let control_port = ControlPort::new(udp.clone());
+    let (engine, engine_events) = start_engine(&udp, &control_port, &key, &gatekeeper)?;
+    let swarm = start_swarm(&config, &state, &key, &credentials, known_peers, (&udp, control_port))?;
+    let netdev = Netdev::open()?;
+    let facts = HostFacts::read(state.path()).await?;
+    let parts = Parts {
+        incarnation: next_incarnation(&state)?,
+        config: config.clone(),
+        gatekeeper,
+        key,
+        credentials,
+        swarm,
+        engine: engine.clone(),
+        engine_events,
+        netdev: netdev.clone(),
+        events: events.clone(),
+        images: images.clone(),
+        clock,
+        state: state.clone(),
+    };
+    let (mut core, runner) = Core::new(parts);
+    core.restore_networks(state.read_json(&crate::core::NETWORKS)?.unwrap_or_default());
+    core.set_facts(facts);
+    core.start()?;
+    let handle = core.handle();
+    let agent =
+        Agent { core: handle.clone(), engine, netdev, images, events: events.clone(), devices: Mutex::default() };
+    let (stop, stopped) = watch::channel(false);
+    let (config_changes, current) = watch::channel(Arc::new(config));
+    let api = Api { backend: Arc::new(agent), events: events.clone(), config: current };
+    let mut api_stop = stopped.clone();
+    let api = tokio::spawn(control::serve(socket, api, async move {
+        api_stop.changed().await.ok();
+    }));
+    let mut running = tokio::spawn(core.run(runner, stopped));
+    if founded {
+        print_ticket(&handle).await?;
+    }
+    events.emit(EventKind::AgentStarted { version: env!("CARGO_PKG_VERSION").into() });
+    notify(&[sd_notify::NotifyState::Ready]);
+    loop {
+        tokio::select! {
+            ended = &mut running => return ended.context("The control plane broke off")?,
+            signal = signals.next() => match signal {
+                Wish::Stop => break,
+                Wish::Reload => reload(source, &config_changes, log, &handle, &events).await,
+            },
+        }
+    }
+    notify(&[sd_notify::NotifyState::Stopping]);
+    stop.send_replace(true);
+    running.await.context("The control plane broke off")??;
+    api.await.context("The control API broke off")??;
+    Ok(())
+}
+
+/// What the operator wishes.
+enum Wish {
+    Stop,
+    Reload,
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("Can't listen for signals");
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Wish {
+        tokio::select! {
+            _ = self.terminate.recv() => Wish::Stop,
+            _ = self.interrupt.recv() => Wish::Stop,
+            _ = self.hangup.recv() => Wish::Reload,
+        }
+    }
+}
+
+/// Reads the configuration again. A wrong one changes nothing.
+async fn reload(
+    source: &Source,
+    current: &watch::Sender<Arc<Config>>,
+    log: &LogHandle,
+    core: &crate::core::Handle,
+    events: &EventLog,
+) {
+    let old = current.borrow().clone();
+    let new = match source.load() {
+        Ok(new) => new,
+        Err(error) => return tracing::warn!("The configuration stays as it was: {error:#}"),
+    };
+    let changes = Config::reloadable_changes(&old, &new);
+    let config = Arc::new(old.reloaded(new));
+    if let Err(error) = log.set(&config.log.level) {
+        tracing::warn!("The log level stays as it was: {error:#}");
+    }
+    let taken = (*config).clone();
+    current.send_replace(config);
+    if core.call(move |core| core.reconfigure(taken)).await.is_err() {
+        return;
+    }
+    if !changes.needs_restart.is_empty() {
+        tracing::warn!(keys = ?changes.needs_restart, "These changes take effect when the agent is started again");
+    }
+    tracing::info!(keys = ?changes.applied, "Read the configuration again");
+    let owned = |keys: &[&str]| keys.iter().map(|key| (*key).to_owned()).collect();
+    events.emit(EventKind::ConfigReloaded {
+        applied: owned(&changes.applied),
+        needs_restart: owned(&changes.needs_restart),
+    });
+}
+
+/// What makes this host a member. A host that knows of no swarm begins one; then the second value is true.
+fn credentials(
+    state: &StateDir,
+    key: &SigningKey,
+    config: &Config,
+    knows_nobody: bool,
+) -> anyhow::Result<(Credentials, bool)> {
+    let certificate = load_certificate(state, key)?;
+    let mut authority = SigningKey::load(state, &AUTHORITY)?.map(Arc::new);
+    let mut tickets = Vec::new();
+    for bootstrap in &config.bootstrap {
+        if let Bootstrap::Ticket(text) = bootstrap {
+            tickets.push(text.parse::<Ticket>().context("Can't use the ticket")?);
+        }
+    }
+    let issued = crate::core::load_issued(state)?;
+    let founds = certificate.is_none() && config.bootstrap.is_empty() && knows_nobody;
+    let certificate = match certificate {
+        None if founds => {
+            let key_of_swarm = match authority.take() {
+                Some(authority) => authority,
+                None => Arc::new(SigningKey::create(state, &AUTHORITY)?),
+            };
+            let own =
+                crate::core::sign_certificate(&key_of_swarm, key.host_id(), config.name.to_string(), Roles::ADMIN);
+            state.write(&crate::core::CERTIFICATE, &own.encode()).context("Can't keep the certificate")?;
+            authority = Some(key_of_swarm);
+            Some(own)
+        }
+        other => other,
+    };
+    Ok((Credentials { certificate, authority, tickets, issued }, founds))
+}
+
+fn load_certificate(state: &StateDir, key: &SigningKey) -> anyhow::Result<Option<Certificate>> {
+    let Some(bytes) = state.read(&crate::core::CERTIFICATE)? else { return Ok(None) };
+    let path = state.path().join(crate::core::CERTIFICATE.name);
+    let certificate = Certificate::decode(&bytes).with_context(|| format!("Can't understand {}", path.display()))?;
+    certificate
+        .check(certificate.swarm, key.host_id(), clock::wall(), &Ed25519)
+        .with_context(|| format!("{} does not hold: move it away and join again with a ticket", path.display()))?;
+    Ok(Some(certificate))
+}
+
+/// Grows with every run, also if the clock went back.
+fn next_incarnation(state: &StateDir) -> anyhow::Result<u64> {
+    let last: u64 = state.read_json(&INCARNATION)?.unwrap_or_default();
+    let next = clock::wall().0.max(last + 1);
+    state.write_json(&INCARNATION, &next)?;
+    Ok(next)
+}
+
+async fn open_images(state: &StateDir) -> anyhow::Result<ImageStore> {
+    let dir = state.images();
+    tokio::task::spawn_blocking(move || ImageStore::open(&dir)).await.context("Opening the image store broke off")?
+}
+
+fn load_known_peers(state: &StateDir) -> anyhow::Result<KnownPeers> {
+    let Some(content) = state.read(&PEERS)? else { return Ok(KnownPeers::default()) };
+    KnownPeers::parse(&content).with_context(|| format!("Can't understand {}", state.path().join(PEERS.name).display()))
+}
+
+fn start_engine(
+    udp: &Arc<Socket>,
+    control: &Arc<ControlPort>,
+    key: &Arc<SigningKey>,
+    gatekeeper: &Arc<Gatekeeper>,
+) -> anyhow::Result<(EngineHandle, mpsc::Receiver<engine::EngineEvent>)> {
+    let gatekeeper = gatekeeper.clone();
+    engine::start(EngineConfig {
+        socket: udp.clone(),
+        control: Some(control.clone()),
+        keypair: key.keypair(),
+        certificate: Vec::new(),
+        admit: Arc::new(move |host, certificate| {
+            gatekeeper.admit_encoded(*host, certificate).map(|_| ()).map_err(|error| error.to_string())
+        }),
+        switch: Switch::new(key.clone(), Arc::new(Ed25519), entropy::u64()),
+    })
+}
+
+fn start_swarm(
+    config: &Config,
+    state: &Arc<StateDir>,
+    key: &SigningKey,
+    credentials: &Credentials,
+    known_peers: KnownPeers,
+    (udp, control): (&Socket, Arc<ControlPort>),
+) -> anyhow::Result<SwarmService> {
+    let state = state.clone();
+    let keypair = key.keypair();
+    SwarmService::new(service::Config {
+        port: Port { socket: control, config: control_endpoint_config(&keypair)? },
+        keypair,
+        tcp: tcp_addresses(udp.local_addr()),
+        agent_version: concat!("virtuoso/", env!("CARGO_PKG_VERSION")).into(),
+        swarm: None,
+        mdns: config.mdns,
+        bootstrap: bootstrap_addresses(config, &credentials.tickets),
+        known_peers,
+        save_known_peers: Box::new(move |content| {
+            let state = state.clone();
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = state.write(&PEERS, &content) {
+                    tracing::warn!("Can't remember peers: {error:#}");
+                }
+            });
+        }),
+        timing: Timing::default(),
+        seed: entropy::u64(),
+    })
+}
+
+/// TCP is the way in where UDP is blocked, on the same port.
+fn tcp_addresses(udp: SocketAddr) -> Vec<SocketAddr> {
+    match udp {
+        SocketAddr::V6(v6) if v6.ip().is_unspecified() => {
+            let v4 = SocketAddr::new(std::net::Ipv4Addr::UNSPECIFIED.into(), udp.port());
+            vec![v4, udp]
+        }
+        SocketAddr::V4(_) | SocketAddr::V6(_) => vec![udp],
+    }
+}
+
+fn bootstrap_addresses(config: &Config, tickets: &[Ticket]) -> Vec<Multiaddr> {
+    let named = config.bootstrap.iter().filter_map(|bootstrap| match bootstrap {
+        Bootstrap::Address(address) => Some(address.clone()),
+        Bootstrap::Ticket(_) => None,
+    });
+    let invited = tickets.iter().flat_map(|ticket| &ticket.addresses).filter_map(|address| address.parse().ok());
+    named.chain(invited).collect()
+}
+
+/// The first host of a swarm tells how to join it.
+#[expect(clippy::print_stdout, reason = "the ticket is the answer to starting the first agent of a swarm")]
+async fn print_ticket(core: &crate::core::Handle) -> anyhow::Result<()> {
+    let ticket = core.call(|core| core.first_ticket()).await??;
+    println!("This host began a new swarm. Join it from another host, once within 24 hours, with:");
+    println!("  virtuoso agent --bootstrap {ticket}");
+    println!("More tickets: virtuoso swarm invite");
+    Ok(())
+}
+
+fn notify(state: &[sd_notify::NotifyState<'_>]) {
+    // Without systemd there is nobody to tell.
+    if let Err(error) = sd_notify::notify(false, state) {
+        tracing::debug!(%error, "Can't tell the service manager");
+    }
+}
