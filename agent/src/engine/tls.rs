@@ -8,11 +8,15 @@ use libp2p::identity::Keypair;
 use libp2p_tls::certificate;
 use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn_proto::crypto::{CryptoError, HmacKey};
+use rustls::client::ResolvesClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::sign::any_ecdsa_type;
 use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 use std::sync::Arc;
 use virtuoso_overlay::ids::HostId;
@@ -35,11 +39,10 @@ pub(crate) fn host_id(keypair: &Keypair) -> Result<HostId> {
 
 /// TLS for connections that peers dial.
 pub(crate) fn server(keypair: &Keypair) -> Result<QuicServerConfig> {
-    let (chain, key) = certificate::generate(keypair).context("Can't make the data plane's certificate")?;
     let mut config = rustls::ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(Arc::new(PeerVerifier { expected: None }))
-        .with_single_cert(vec![chain], key)?;
+        .with_cert_resolver(Arc::new(OneCertificate::new(keypair)?));
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.send_tls13_tickets = 0;
     Ok(QuicServerConfig::try_from(config)?)
@@ -47,12 +50,11 @@ pub(crate) fn server(keypair: &Keypair) -> Result<QuicServerConfig> {
 
 /// TLS for a connection to `peer`.
 pub(crate) fn client(keypair: &Keypair, peer: HostId) -> Result<QuicClientConfig> {
-    let (chain, key) = certificate::generate(keypair).context("Can't make the data plane's certificate")?;
     let mut config = rustls::ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(PeerVerifier { expected: Some(peer) }))
-        .with_client_auth_cert(vec![chain], key)?;
+        .with_client_cert_resolver(Arc::new(OneCertificate::new(keypair)?));
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.resumption = rustls::client::Resumption::disabled();
     config.enable_sni = false;
@@ -85,6 +87,33 @@ fn cpu_has_aes() -> bool {
     return std::arch::is_aarch64_feature_detected!("aes");
     #[cfg(not(any(target_arch = "x86", target_arch = "x86_64", target_arch = "aarch64")))]
     return false;
+}
+
+/// Shows this host's certificate to everyone. rustls's own holder refuses libp2p's extension, because it is critical.
+#[derive(Debug)]
+struct OneCertificate(Arc<CertifiedKey>);
+
+impl OneCertificate {
+    fn new(keypair: &Keypair) -> Result<Self> {
+        let (certificate, key) = certificate::generate(keypair).context("Can't make the data plane's certificate")?;
+        Ok(Self(Arc::new(CertifiedKey::new(vec![certificate], any_ecdsa_type(&key)?))))
+    }
+}
+
+impl ResolvesServerCert for OneCertificate {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0))
+    }
+}
+
+impl ResolvesClientCert for OneCertificate {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0))
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
 }
 
 /// Accepts exactly one self-signed certificate with libp2p's extension, from `expected` if that is given.

@@ -8,7 +8,8 @@ fn both_sides_dial_and_one_connection_serves_the_link() {
     let (mut a, mut b) = lab.pair();
     lab.expect_up(&mut a, &b);
     lab.expect_up(&mut b, &a);
-    for (host, peer) in [(&mut a, b.id), (&mut b, a.id)] {
+    let ids = (a.id, b.id);
+    for (host, peer) in [(&mut a, ids.1), (&mut b, ids.0)] {
         let info = lab.info(host);
         assert_eq!(info.links.len(), 1);
         assert_eq!((info.links[0].host, info.links[0].state), (peer, LinkState::Up));
