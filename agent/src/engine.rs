@@ -15,6 +15,7 @@ mod connection;
 mod control_port;
 mod demux;
 mod event;
+mod lan;
 mod link;
 mod links;
 mod offload;

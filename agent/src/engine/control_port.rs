@@ -50,15 +50,15 @@ pub struct ControlCounters {
 
 /// Preallocated slots: `free` ones and `queued` packets.
 struct Ring {
-    free: Vec<Box<[u8; SLOT_BYTES]>>,
-    queued: VecDeque<(Box<[u8; SLOT_BYTES]>, RecvMeta)>,
+    free: Vec<Box<[u8]>>,
+    queued: VecDeque<(Box<[u8]>, RecvMeta)>,
     waker: Option<Waker>,
 }
 
 impl ControlPort {
     /// The control plane's end of `socket`.
     pub fn new(socket: Arc<Socket>) -> Arc<Self> {
-        let free = (0..RING_SLOTS).map(|_| Box::new([0; SLOT_BYTES])).collect();
+        let free = (0..RING_SLOTS).map(|_| vec![0; SLOT_BYTES].into_boxed_slice()).collect();
         let ring = Ring { free, queued: VecDeque::with_capacity(RING_SLOTS), waker: None };
         Arc::new(Self {
             socket,

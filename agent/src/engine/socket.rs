@@ -24,7 +24,10 @@ pub(crate) const SEGMENTS_MAX: usize = 44;
 #[derive(Debug)]
 pub struct Socket {
     socket: UdpSocket,
+    /// For receiving, and for sends of several packets: it notes when the device turns out not to segment.
     state: UdpSocketState,
+    /// For sends of one packet: an address that the kernel finds invalid must not look like a device without offload.
+    single: UdpSocketState,
     local: SocketAddr,
     send_errors: AtomicU64,
 }
@@ -45,8 +48,9 @@ impl Socket {
         size_buffers(&socket);
         let socket = UdpSocket::from(socket);
         let state = UdpSocketState::new((&socket).into()).context("Can't set up the UDP socket")?;
+        let single = UdpSocketState::new((&socket).into()).context("Can't set up the UDP socket")?;
         let local = socket.local_addr().context("Can't read the UDP socket's address")?;
-        Ok(Self { socket, state, local, send_errors: AtomicU64::new(0) })
+        Ok(Self { socket, state, single, local, send_errors: AtomicU64::new(0) })
     }
 
     /// The bound address, as the kernel names it.
@@ -76,7 +80,8 @@ impl Socket {
 
     /// As [`Socket::send`], for a transmit that is ready.
     pub(crate) fn transmit(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let error = match self.state.try_send((&self.socket).into(), transmit) {
+        let state = if transmit.segment_size.is_some() { &self.state } else { &self.single };
+        let error = match state.try_send((&self.socket).into(), transmit) {
             Ok(()) => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
             Err(error) => error,
@@ -229,6 +234,15 @@ mod tests {
             assert_eq!(meta.stride, 1000);
             bytes += meta.len;
         }
+    }
+
+    #[test]
+    fn an_invalid_address_does_not_end_segmentation() {
+        let a = Socket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let before = a.segments_max();
+        a.send(b"to nowhere", None, "127.0.0.1:0".parse().unwrap(), None).unwrap();
+        a.send(b"to nowhere", None, "[::1]:5".parse().unwrap(), None).unwrap();
+        assert_eq!((a.segments_max(), a.send_errors()), (before, 2));
     }
 
     #[test]

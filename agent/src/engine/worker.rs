@@ -11,25 +11,19 @@ use super::command::{Command, Wake};
 use super::control_port::ControlPort;
 use super::demux::{Class, Demux};
 use super::event::{EngineEvent, EventSink};
-use super::links::{LinkEvent, Links, frame_bytes};
-use super::offload::Segmenter;
+use super::lan::Lan;
+use super::links::{LinkEvent, Links};
 use super::path::Path;
-use super::port::{Port, PortConfig};
 use super::socket::{Socket, canonical};
-use super::stats::{EngineInfo, PortInfo, TrafficCounters};
+use super::stats::EngineInfo;
 use bytes::BytesMut;
 use poller::{Poller, Ready};
 use quinn::udp::RecvMeta;
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
-use virtuoso_overlay::drop_reason::DropReason;
-use virtuoso_overlay::ids::{HostId, NetworkId};
-use virtuoso_overlay::limits::FRAME_BYTES_MAX;
-use virtuoso_overlay::switch::{Egress, Ingress, NetworkSpec, Switch, SwitchEffect};
-use virtuoso_overlay::wire::frame::{FrameHeader, FrameHeaderError, VNET_BYTES};
+use virtuoso_overlay::switch::{Switch, SwitchEffect};
 
 /// Bytes that one receive can bring.
 const RECEIVE_BYTES: usize = 64 << 10;
@@ -37,19 +31,11 @@ const RECEIVE_BYTES: usize = 64 << 10;
 /// Receives from the socket in one turn.
 const RECEIVES_PER_TURN: usize = 8;
 
-/// What one port may bring in one turn: one super-frame, or some dozens of small frames. More would make packets from
-/// the socket wait, which is where latency under load comes from.
-const PORT_BYTES_PER_TURN: usize = 64 << 10;
-const PORT_FRAMES_PER_TURN: usize = 64;
-
 /// Commands in one turn.
 const COMMANDS_PER_TURN: usize = 32;
 
 /// Time between two looks for what waits for too long.
 const HOUSEKEEPING: Duration = Duration::from_millis(500);
-
-/// A packet that goes on to another host.
-type Forward = (HostId, FrameHeader, Vec<u8>);
 
 /// Everything that the thread owns.
 pub(super) struct Worker {
@@ -60,14 +46,10 @@ pub(super) struct Worker {
     wake: Arc<Wake>,
     events: EventSink,
     links: Links,
-    switch: Switch,
+    lan: Lan,
     demux: Demux,
-    ports: BTreeMap<NetworkId, Port>,
-    segmenter: Segmenter,
     poller: Poller,
     received: BytesMut,
-    packet: Box<[u8]>,
-    forwards: Vec<Forward>,
     housekeeping_at: Instant,
 }
 
@@ -95,14 +77,10 @@ impl Worker {
             wake,
             events,
             links,
-            switch,
+            lan: Lan::new(switch),
             demux: Demux::new(tick.now.mono),
-            ports: BTreeMap::new(),
-            segmenter: Segmenter::default(),
             poller: Poller::default(),
             received: BytesMut::new(),
-            packet: vec![0; VNET_BYTES + FRAME_BYTES_MAX].into_boxed_slice(),
-            forwards: Vec::new(),
             housekeeping_at: tick.at,
         }
     }
@@ -113,7 +91,7 @@ impl Worker {
         let mut has_more = false;
         loop {
             let timeout = if has_more { Duration::ZERO } else { self.timeout() };
-            self.poller.wait(&self.socket, self.links.is_blocked(), &self.wake, &self.ports, timeout);
+            self.poller.wait(&self.socket, self.links.is_blocked(), &self.wake, self.lan.ports(), timeout);
             let tick = self.clock.tick();
             if self.poller.is_ready(Ready::Socket) {
                 self.read_socket(tick);
@@ -139,7 +117,7 @@ impl Worker {
 
     /// How long the loop may sleep though nothing comes.
     fn timeout(&self) -> Duration {
-        let switch = self.switch.poll_timeout().map(|at| self.clock.instant(at));
+        let switch = self.lan.switch.poll_timeout().map(|at| self.clock.instant(at));
         let deadline = [self.links.deadline(), switch].into_iter().flatten().fold(self.housekeeping_at, Instant::min);
         deadline.saturating_duration_since(self.clock.tick().at)
     }
@@ -201,15 +179,9 @@ impl Worker {
 
     /// Lets the links take what arrived for them, and the switch decide about it.
     fn process_links(&mut self, tick: Tick) {
-        let Self { links, switch, ports, segmenter, forwards, .. } = self;
-        links.process(tick, |from, traffic, packet| {
-            if let Err(reason) = take(tick, from, traffic, packet, switch, ports, segmenter, forwards) {
-                traffic.drops.count(reason);
-            }
-        });
-        for (host, header, packet) in self.forwards.drain(..) {
-            self.links.send(tick, host, &header, &packet);
-        }
+        let Self { links, lan, .. } = self;
+        links.process(tick, |from, traffic, packet| lan.take(tick, from, traffic, packet));
+        lan.send_forwards(tick, links);
         self.carry_out(tick);
     }
 
@@ -218,7 +190,7 @@ impl Worker {
         loop {
             if let Some(event) = self.links.poll_event() {
                 self.on_link_event(tick, event);
-            } else if let Some(effect) = self.switch.poll_effect() {
+            } else if let Some(effect) = self.lan.switch.poll_effect() {
                 self.on_effect(tick, effect);
             } else {
                 return;
@@ -230,15 +202,15 @@ impl Worker {
         let now = tick.now.mono;
         match event {
             LinkEvent::Up(host) => {
-                self.switch.handle_link_up(now, host);
+                self.lan.switch.handle_link_up(now, host);
                 self.events.emit(EngineEvent::LinkUp(host));
             }
             LinkEvent::Down(host, reason) => {
-                self.switch.handle_link_down(now, host);
+                self.lan.switch.handle_link_down(now, host);
                 self.events.emit(EngineEvent::LinkDown { host, reason });
             }
             LinkEvent::Message(host, message) => {
-                if let Err(error) = self.switch.handle_message(now, host, &message) {
+                if let Err(error) = self.lan.switch.handle_message(now, host, &message) {
                     self.links.reject(tick, host, &error.to_string());
                 }
             }
@@ -254,11 +226,7 @@ impl Worker {
             SwitchEffect::Connect(host) => self.links.connect(tick, host),
             SwitchEffect::Send { to, message } => self.links.send_message(tick, to, &message),
             SwitchEffect::Transmit { to, header, packet } => self.links.send(tick, to, &header, &packet),
-            SwitchEffect::Deliver { network, packet } => {
-                if let Some(port) = self.ports.get_mut(&network) {
-                    port.deliver(&mut self.segmenter, &packet);
-                }
-            }
+            SwitchEffect::Deliver { network, packet } => self.lan.deliver(network, &packet),
             SwitchEffect::Upward(upward) => self.events.emit(EngineEvent::Switch(upward)),
         }
     }
@@ -268,53 +236,18 @@ impl Worker {
         for index in 0..self.poller.networks().len() {
             let network = self.poller.networks()[index];
             if self.poller.is_ready(Ready::Port(index))
-                && let Err(error) = self.read_port(tick, network)
-                && self.ports.remove(&network).is_some()
+                && let Err(error) = self.lan.read_port(tick, network, &mut self.links)
+                && self.lan.remove_port(tick, network)
             {
                 tracing::warn!(%network, %error, "The network's TAP failed and is served no longer");
-                self.switch.detach(tick.now.mono, network);
                 self.events.emit(EngineEvent::PortLost { network, error: error.to_string() });
             }
         }
     }
 
-    /// Reads one port's turn. HOT PATH.
-    fn read_port(&mut self, tick: Tick, network: NetworkId) -> io::Result<()> {
-        let Some(port) = self.ports.get_mut(&network) else { return Ok(()) };
-        let mut bytes = 0;
-        for _ in 0..PORT_FRAMES_PER_TURN {
-            let packet = match port.read(&mut self.packet) {
-                Ok(Some(packet)) => packet,
-                Ok(None) => continue,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
-            };
-            bytes += packet.len();
-            match self.switch.ingress(tick.now.mono, network, packet, packet.len()) {
-                Ingress::Unicast(host, header) => self.links.send(tick, host, &header, packet),
-                Ingress::Flood(hosts, header) => {
-                    for host in hosts {
-                        self.links.send(tick, *host, &header, packet);
-                    }
-                }
-                Ingress::Reply(reply, reason) => {
-                    port.deliver(&mut self.segmenter, reply);
-                    port.traffic.drops.count(reason);
-                }
-                Ingress::Hold(mac, header) => self.switch.hold(network, mac, header, packet.to_vec()),
-                Ingress::Drop(reason) => port.traffic.drops.count(reason),
-            }
-            if bytes >= PORT_BYTES_PER_TURN {
-                break;
-            }
-        }
-        Ok(())
-    }
-
     fn handle_timeouts(&mut self, tick: Tick) {
         self.links.handle_timeouts(tick);
-        self.switch.handle_timeout(tick.now.mono);
+        self.lan.switch.handle_timeout(tick.now.mono);
         if self.housekeeping_at <= tick.at {
             self.housekeeping_at = tick.at + HOUSEKEEPING;
             self.links.expire(tick);
@@ -338,41 +271,30 @@ impl Worker {
     fn on_command(&mut self, tick: Tick, command: Command) {
         match command {
             // An asker that no longer waits has no use for an answer.
-            Command::AddPort(port, done) => drop(done.send(self.add_port(port))),
+            Command::AddPort(port, done) => drop(done.send(self.lan.add_port(port))),
             Command::Info(done) => drop(done.send(self.info())),
             Command::RemovePort(network) => {
-                if self.ports.remove(&network).is_some() {
-                    self.switch.detach(tick.now.mono, network);
-                }
+                self.lan.remove_port(tick, network);
             }
             Command::SetAddresses(host, addresses) => self.links.set_addresses(tick, host, addresses),
             Command::Connect(host) => self.links.connect(tick, host),
             Command::Forget(host) => self.links.forget(tick, host),
             Command::SetCertificate(certificate) => self.links.set_certificate(certificate),
-            Command::Call(call) => call(&mut self.switch, tick.now),
+            Command::Call(call) => call(&mut self.lan.switch, tick.now),
             // The caller has taken it out.
             Command::Stop(done) => drop(done),
         }
     }
 
-    fn add_port(&mut self, config: PortConfig) -> io::Result<()> {
-        let (network, mtu) = (config.network, config.mtu);
-        self.ports.insert(network, Port::new(config)?);
-        self.switch.set_network(NetworkSpec { id: network, mtu });
-        self.switch.attach(network);
-        Ok(())
-    }
-
     fn info(&self) -> EngineInfo {
-        let ports = self.ports.iter();
         EngineInfo {
             links: self.links.info(self.clock.tick().at),
-            ports: ports.map(|(network, port)| PortInfo { network: *network, traffic: port.traffic }).collect(),
+            ports: self.lan.info(),
             strays: self.links.strays,
             demux: self.demux.counters(),
             send_errors: self.socket.send_errors(),
             events_lost: self.events.lost(),
-            held_drops: *self.switch.drops(),
+            held_drops: *self.lan.switch.drops(),
         }
     }
 
@@ -386,32 +308,4 @@ impl Worker {
             let _ = done.send(());
         }
     }
-}
-
-/// Takes one packet that a link brought: to a port, to where its address went, or into the switch's arms. HOT PATH.
-#[expect(clippy::too_many_arguments, reason = "the parts of the worker that are free while its links are borrowed")]
-fn take(
-    tick: Tick,
-    from: HostId,
-    traffic: &mut TrafficCounters,
-    packet: &[u8],
-    switch: &mut Switch,
-    ports: &mut BTreeMap<NetworkId, Port>,
-    segmenter: &mut Segmenter,
-    forwards: &mut Vec<Forward>,
-) -> Result<(), DropReason> {
-    let (header, packet) = FrameHeader::decode(packet).map_err(|error| match error {
-        FrameHeaderError::Truncated => DropReason::Malformed,
-        FrameHeaderError::Unknown => DropReason::UnknownVersion,
-    })?;
-    traffic.received(frame_bytes(packet));
-    match switch.egress(tick.now.mono, from, header, packet) {
-        Egress::Deliver => {
-            ports.get_mut(&header.network).ok_or(DropReason::UnknownNetwork)?.deliver(segmenter, packet);
-        }
-        Egress::Forward(to, header) => forwards.push((to, header, packet.to_vec())),
-        Egress::Hold(mac, header) => switch.hold(header.network, mac, header, packet.to_vec()),
-        Egress::Drop(reason) => return Err(reason),
-    }
-    Ok(())
 }

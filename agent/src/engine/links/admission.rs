@@ -11,7 +11,6 @@
 
 use super::super::connection::Role;
 use super::*;
-use virtuoso_overlay::limits::MESSAGE_BYTES_MAX;
 
 /// Version of the exchange, first byte of a hello.
 const HELLO_VERSION: u8 = 1;
@@ -182,10 +181,7 @@ impl Links {
     }
 
     fn hello(&self) -> Vec<u8> {
-        let hello = Hello { instance: self.instance, certificate: &self.certificate };
-        let message = hello.encode();
-        debug_assert!(message.len() <= MESSAGE_BYTES_MAX, "a certificate is small");
-        message
+        Hello { instance: self.instance, certificate: &self.certificate }.encode()
     }
 }
 

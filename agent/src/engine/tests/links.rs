@@ -1,6 +1,7 @@
 //! How links come up, are refused, and come back.
 
 use super::*;
+use quinn_proto::{ClientConfig, Endpoint, EndpointConfig};
 
 #[test]
 fn both_sides_dial_and_one_connection_serves_the_link() {
@@ -126,8 +127,9 @@ fn a_killed_peer_is_noticed_when_it_is_back() {
         let port = b.address.port();
         let died = lab.runtime.block_on(b.engine.call(|_, _| -> () { panic!("the test kills this engine") }));
         assert!(died.is_err());
-        let stopped = lab.runtime.block_on(async { while b.events.recv().await.is_some() {} });
-        drop((stopped, b));
+        // The channel ends when the thread has dropped everything, the socket included.
+        lab.runtime.block_on(async { while b.events.recv().await.is_some() {} });
+        drop(b);
         let restarted = Instant::now();
         let mut b = lab.host(&Options { port, ..Options::key(victim) });
         a.send(&PLAIN, &frame(1, 2, b"are you there?"));
@@ -137,4 +139,31 @@ fn a_killed_peer_is_noticed_when_it_is_back() {
         let took = restarted.elapsed();
         assert!(took < Duration::from_secs(10), "without the reset it takes the idle time: {took:?}");
     }
+}
+
+/// Diallers that never go on fill the handshakes that a host has room for. A peer that shows that it receives at its
+/// address gets in all the same.
+#[test]
+fn unfinished_handshakes_do_not_keep_peers_out() {
+    let lab = Lab::new();
+    let mut a = lab.host(&Options::key(1));
+    let mut b = lab.host(&Options::key(2));
+    let stranger = Keypair::ed25519_from_bytes([66; 32]).unwrap();
+    let config = EndpointConfig::new(Arc::new(tls::ResetKey::data(&stranger).unwrap()));
+    let mut endpoint = Endpoint::new(Arc::new(config), None, true, None);
+    let socket = Socket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    for _ in 0..100 {
+        let mut config = ClientConfig::new(Arc::new(tls::client(&stranger, a.id).unwrap()));
+        config.initial_dst_cid_provider(Arc::new(cid::initial_cid));
+        let (_, mut connection) = endpoint.connect(Instant::now(), config, a.address, "name").unwrap();
+        let mut packets = Vec::new();
+        while let Some(transmit) = connection.poll_transmit(Instant::now(), 1, &mut packets) {
+            socket.send(&packets[..transmit.size], None, a.address, None).unwrap();
+            packets.clear();
+        }
+    }
+    lab.wait_until(&a, |info| info.demux.data >= 100);
+    lab.introduce(&b, &a);
+    lab.expect_up(&mut b, &a);
+    lab.expect_up(&mut a, &b);
 }
