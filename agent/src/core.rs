@@ -103,6 +103,8 @@ pub struct Core {
     own_row: OwnRow,
     networks: Networks,
     sync_requests: BTreeMap<SyncId, RequestId>,
+    /// Who waits for the ticket of a swarm that has just begun.
+    first_ticket: Option<oneshot::Sender<anyhow::Result<Ticket>>>,
 }
 
 /// Lets others run work on the core.
@@ -158,6 +160,7 @@ impl Core {
             networks: Networks::default(),
             node: None,
             sync_requests: BTreeMap::new(),
+            first_ticket: None,
             handle: Handle(sender),
             config,
             state,
@@ -184,12 +187,13 @@ impl Core {
         self.publish_host_row();
     }
 
-    /// The ticket that the first host of a swarm shows.
-    ///
-    /// # Errors
-    /// If it can't be kept.
-    pub fn first_ticket(&mut self) -> anyhow::Result<Ticket> {
-        self.make_ticket(admission::TICKET_TIME, None)
+    /// Sends the ticket that the first host of a swarm shows, as soon as it knows where it listens.
+    pub fn send_first_ticket(&mut self, to: oneshot::Sender<anyhow::Result<Ticket>>) {
+        if self.swarm.addresses().is_empty() {
+            self.first_ticket = Some(to);
+        } else {
+            to.send(self.make_ticket(admission::TICKET_TIME, None)).ok();
+        }
     }
 
     fn me(&self) -> HostId {

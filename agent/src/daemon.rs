@@ -25,7 +25,7 @@ use libp2p::Multiaddr;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Mutex, mpsc, watch};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use virtuoso_overlay::membership::{Certificate, Roles, Ticket};
 use virtuoso_overlay::switch::Switch;
 
@@ -321,7 +321,9 @@ fn bootstrap_addresses(config: &Config, tickets: &[Ticket]) -> Vec<Multiaddr> {
 /// The first host of a swarm tells how to join it.
 #[expect(clippy::print_stdout, reason = "the ticket is the answer to starting the first agent of a swarm")]
 async fn print_ticket(core: &crate::core::Handle) -> anyhow::Result<()> {
-    let ticket = core.call(|core| core.first_ticket()).await??;
+    let (send, ticket) = oneshot::channel();
+    core.call(|core| core.send_first_ticket(send)).await?;
+    let ticket = ticket.await.context("The agent is stopping")??;
     println!("This host began a new swarm. Join it from another host, once within 24 hours, with:");
     println!("  virtuoso agent --bootstrap {ticket}");
     println!("More tickets: virtuoso swarm invite");

@@ -235,15 +235,23 @@ impl Core {
         mine: Certificate,
     ) -> AdmitAnswer {
         if let Some(yours) = self.certificate_for(host) {
-            return AdmitAnswer::Granted { yours, mine };
+            return self.grant(yours, mine);
         }
         if let Some(other) = self.member_named(&name).filter(|other| *other != host) {
             return refuse(Refusal::Name, format!("The name {name} is taken by {other}: choose another by --name"));
         }
         let Some((swarm, id, secret)) = ticket else { return self.let_wait(host, name, mine.swarm) };
         match self.redeem(host, name, swarm, &id, &secret) {
-            Ok(yours) => AdmitAnswer::Granted { yours, mine },
+            Ok(yours) => self.grant(yours, mine),
             Err(error) => refuse(Refusal::Ticket, format!("{error:#}")),
+        }
+    }
+
+    /// The host is a member for this one before it knows itself.
+    fn grant(&mut self, yours: Certificate, mine: Certificate) -> AdmitAnswer {
+        match self.admit(yours.host, &yours) {
+            Ok(()) => AdmitAnswer::Granted { yours, mine },
+            Err(error) => refuse(Refusal::Certificate, error.to_string()),
         }
     }
 

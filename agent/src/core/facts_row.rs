@@ -63,12 +63,14 @@ impl Core {
         self.networks.attached().take(HOST_NETWORKS_MAX).collect()
     }
 
-    /// Where other hosts find this one. Loopback addresses are told only by a host that has no other.
+    /// Where other hosts find this one. Loopback addresses are told only by a host that has no other; link-local ones
+    /// mean nothing without the name of an interface.
     fn row_addresses(&self) -> Vec<String> {
         let all = self.swarm.addresses();
         let is_loopback = |text: &String| text.starts_with("/ip4/127.") || text.starts_with("/ip6/::1/");
         let advertised = self.config.advertise.iter().map(ToString::to_string);
         let mut addresses: Vec<String> = advertised.chain(all.iter().map(ToString::to_string)).collect();
+        addresses.retain(|address| !address.starts_with("/ip6/fe80:"));
         if !addresses.iter().all(is_loopback) {
             addresses.retain(|address| !is_loopback(address));
         }

@@ -39,6 +39,9 @@ impl Core {
             SwarmEvent::ListenAddress(address) => {
                 tracing::info!(%address, "Listening");
                 self.publish_host_row();
+                if let Some(waiting) = self.first_ticket.take() {
+                    self.send_first_ticket(waiting);
+                }
             }
             SwarmEvent::ListenAddressGone(address) => {
                 tracing::info!(%address, "No longer listening");
