@@ -1,0 +1,87 @@
+use super::*;
+use clap::CommandFactory;
+
+#[test]
+fn the_command_line_is_consistent_and_explained() {
+    Cli::command().debug_assert();
+    fn explained(command: &clap::Command) {
+        let leaf = command.get_subcommands().next().is_none();
+        let name = command.get_name();
+        assert!(command.get_about().is_some(), "{name} has no help");
+        let examples = command.get_after_help().is_some_and(|help| help.to_string().contains("Examples:"));
+        assert!(!leaf || examples, "{name} has no examples");
+        for arg in command.get_arguments().filter(|arg| !arg.is_hide_set()) {
+            assert!(arg.get_help().is_some(), "{name} {} has no help", arg.get_id());
+        }
+        command.get_subcommands().for_each(explained);
+    }
+    explained(&Cli::command());
+}
+
+fn exit(args: &[&str]) -> ExitCode {
+    let args = std::iter::once("virtuoso").chain(args.iter().copied()).map(Into::into);
+    run(args, |_| Ok(()))
+}
+
+/// `ExitCode` can't be compared, but shown.
+fn assert_exit(args: &[&str], code: u8) {
+    assert_eq!(format!("{:?}", exit(args)), format!("{:?}", ExitCode::from(code)), "{args:?}");
+}
+
+#[test]
+fn exit_codes() {
+    assert_exit(&["frobnicate"], USAGE);
+    assert_exit(&["net", "create", "Not A Name"], USAGE);
+    assert_exit(&["host", "find", "--memory", "8GB"], USAGE);
+    assert_exit(&["net", "attach", "blue", "--interface", "a", "--uplink", "b"], USAGE);
+    assert_exit(&["agent", "--bootstrap", "192.0.2.1:4747"], USAGE);
+    assert_exit(&["agent", "--config", "/nonexistent.toml"], FAILED);
+    assert_exit(&["status", "--socket", "/nonexistent/v.sock"], UNREACHABLE);
+    assert_exit(&["--help"], 0);
+}
+
+#[test]
+fn refusals_have_codes_of_their_own() {
+    use crate::control::problem::ApiError;
+    let code = |problem: ApiError| format!("{:?}", fail(&anyhow::Error::new(ClientError::Refused(problem))));
+    assert_eq!(code(ApiError::not_found("x")), format!("{:?}", ExitCode::from(NOT_FOUND)));
+    assert_eq!(code(ApiError::conflict("x")), format!("{:?}", ExitCode::from(FAILED)));
+    let gone = anyhow::Error::new(std::io::Error::from(std::io::ErrorKind::BrokenPipe));
+    assert_eq!(format!("{:?}", fail(&gone)), format!("{:?}", ExitCode::SUCCESS));
+}
+
+#[test]
+fn flags_reach_the_agent() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "name = \"file\"\nmdns = false\nlisten = \"[::]:5000\"").unwrap();
+    let file = file.path().to_str().unwrap();
+    let args = [
+        "virtuoso",
+        "agent",
+        "--config",
+        file,
+        "--name",
+        "flag",
+        "--state-dir",
+        "/s",
+        "--socket",
+        "/s/v.sock",
+        "--bootstrap",
+        "/ip4/192.0.2.1/udp/1/quic-v1",
+        "--bootstrap",
+        "virtuoso-ticket:abc",
+        "--label",
+        "gpu=1",
+        "--log-level",
+        "error",
+    ];
+    let mut started = None;
+    run(args.map(Into::into), |start| {
+        started = Some(start.config);
+        Ok(())
+    });
+    let config = started.unwrap();
+    assert_eq!((&*config.name, config.mdns, config.listen.port()), ("flag", false, 5000));
+    assert_eq!(config.socket, std::path::Path::new("/s/v.sock"));
+    assert_eq!((config.bootstrap.len(), config.labels["gpu"].as_str()), (2, "1"));
+}
