@@ -16,4 +16,4 @@ mod stream;
 pub use router::{Api, openapi, serve};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -85,3 +85,41 @@ fn flags_reach_the_agent() {
     assert_eq!(config.socket, std::path::Path::new("/s/v.sock"));
     assert_eq!((config.bootstrap.len(), config.labels["gpu"].as_str()), (2, "1"));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn verbs_ask_the_agent() {
+    let served = crate::control::tests::served();
+    for (line, code) in [
+        ("net list", 0),
+        ("net show blue", 0),
+        ("net show green", NOT_FOUND),
+        ("net create red --mtu 9000 --json", 0),
+        ("net attach blue --interface tap0 --mac 52:54:00:12:34:56", 0),
+        ("net detach blue", 0),
+        ("net delete blue", 0),
+        ("host list", 0),
+        ("host find --vcpus 4 --label gpu=1 --label ssd --explain", 0),
+        ("port list", 0),
+        ("fdb blue", 0),
+        ("links", 0),
+        ("peers", 0),
+        ("status", FAILED),
+        ("image list", 0),
+        ("image show debian-12", 0),
+        ("image import ./x.raw --name debian-12", 0),
+        ("image verify debian-12", FAILED),
+        ("image remove debian-12", 0),
+        ("vm list", 0),
+        ("swarm members", 0),
+        ("swarm pending", 0),
+        ("swarm approve beta", NOT_FOUND),
+        ("swarm invite --valid 60", 0),
+    ] {
+        let socket = served.path.to_str().unwrap().to_owned();
+        let asked = tokio::task::spawn_blocking(move || {
+            let args: Vec<&str> = line.split(' ').chain(["--socket", &socket]).collect();
+            format!("{:?}", exit(&args))
+        });
+        assert_eq!(asked.await.unwrap(), format!("{:?}", ExitCode::from(code)), "{line}");
+    }
+}

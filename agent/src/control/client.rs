@@ -28,12 +28,12 @@ pub struct Client {
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody listens at the socket.
-    #[error("{}", unreachable_text(.socket, .source))]
+    #[error("{}", unreachable_text(.socket, .cause))]
     Unreachable {
         /// The socket.
         socket: PathBuf,
         /// What the system says.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The agent refuses.
     #[error(transparent)]
@@ -112,7 +112,7 @@ impl Client {
 
     async fn send(&self, call: Call, accept: &str, seen: Option<&str>) -> Result<Response<Incoming>, ClientError> {
         let stream = UnixStream::connect(&self.socket).await;
-        let stream = stream.map_err(|source| ClientError::Unreachable { socket: self.socket.clone(), source })?;
+        let stream = stream.map_err(|cause| ClientError::Unreachable { socket: self.socket.clone(), cause })?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         // Ends with the connection, and that ends when sender and body are dropped.
         tokio::spawn(connection);
@@ -194,9 +194,9 @@ fn broken(error: impl std::fmt::Display) -> ClientError {
     ClientError::Broken(error.to_string())
 }
 
-fn unreachable_text(socket: &Path, source: &io::Error) -> String {
+fn unreachable_text(socket: &Path, cause: &io::Error) -> String {
     let socket = socket.display();
-    match source.kind() {
+    match cause.kind() {
         ErrorKind::NotFound => format!(
             "No agent at {socket}: is it running? Start it with `systemctl start virtuoso` or `virtuoso agent`, or name \
              its socket with --socket"
@@ -208,7 +208,7 @@ fn unreachable_text(socket: &Path, source: &io::Error) -> String {
             "No permission to use {socket}: use sudo, or become a member of its group with `sudo usermod -aG virtuoso \
              $USER` and log in again"
         ),
-        _ => format!("Can't reach the agent at {socket}: {source}"),
+        _ => format!("Can't reach the agent at {socket}: {cause}"),
     }
 }
 

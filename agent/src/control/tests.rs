@@ -11,6 +11,10 @@ use crate::events::{Event, EventKind, EventLog};
 use crate::name::Name;
 use crate::text::Text;
 use serde_json::{Value, json};
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::{Notify, oneshot, watch};
@@ -139,8 +143,9 @@ impl Backend for Fake {
 }
 
 /// A served API; its agent stops when this is dropped.
-struct Served {
+pub(crate) struct Served {
     client: Client,
+    pub(crate) path: PathBuf,
     events: EventLog,
     cancelled: Arc<AtomicBool>,
     begun: Arc<Notify>,
@@ -148,7 +153,7 @@ struct Served {
     _dir: tempfile::TempDir,
 }
 
-fn served() -> Served {
+pub(crate) fn served() -> Served {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("v.sock");
     let mut source = Source { file: Some("/dev/null".into()), ..Source::default() };
@@ -163,7 +168,7 @@ fn served() -> Served {
     tokio::spawn(serve(socket, api, async {
         let _ = stopped.await;
     }));
-    Served { client: Client::new(path), events, cancelled, begun, _stop: stop, _dir: dir }
+    Served { client: Client::new(&path), path, events, cancelled, begun, _stop: stop, _dir: dir }
 }
 
 async fn refusal(served: &Served, call: Call) -> ApiError {
@@ -281,4 +286,40 @@ async fn a_caller_that_goes_away_cancels() {
     while !served.cancelled.load(Ordering::SeqCst) {
         tokio::task::yield_now().await;
     }
+}
+
+/// The first line of the answer to a request of the user `uid`. Needs root.
+fn answer_to(uid: u32, path: PathBuf, request: &'static str) -> String {
+    let thread = std::thread::spawn(move || {
+        // SAFETY: the system call changes only this thread's user, and the thread ends after this request.
+        assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) }, 0);
+        let mut stream = UnixStream::connect(path).unwrap();
+        let head = format!("{request} HTTP/1.1\r\nhost: v\r\nconnection: close\r\n\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    });
+    thread.join().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_may_only_look() {
+    // SAFETY: the call only reads this process's user.
+    if unsafe { libc::geteuid() } != 0 {
+        println!("skipped: only root can become another user");
+        return;
+    }
+    let served = served();
+    for path in [served.path.as_path(), served.path.parent().unwrap()] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777)).unwrap();
+    }
+    let answer = |uid, request| {
+        let path = served.path.clone();
+        tokio::task::spawn_blocking(move || answer_to(uid, path, request))
+    };
+    assert!(answer(65_534, "GET /v1/networks").await.unwrap().starts_with("HTTP/1.1 200"));
+    let refused = answer(65_534, "DELETE /v1/networks/blue").await.unwrap();
+    assert!(refused.starts_with("HTTP/1.1 403") && refused.contains("\"code\":\"forbidden\""), "{refused}");
+    assert!(answer(0, "DELETE /v1/networks/blue").await.unwrap().starts_with("HTTP/1.1 204"));
 }
