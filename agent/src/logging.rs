@@ -24,6 +24,9 @@ const QUIET: [&str; 12] = [
     "yamux",
 ];
 
+/// Kademlia warns at every start of a first host that it knows nobody, which is no operator's business.
+const KADEMLIA: &str = "libp2p_kad=error";
+
 /// `error`, `warn`, `info`, `debug`, `trace`, or directives such as `info,virtuoso::engine=debug`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -75,7 +78,7 @@ impl LogFilter {
     /// This filter after the quiet libraries, so that it can name one of them and be heard.
     fn env_filter(&self) -> EnvFilter {
         let quiet = QUIET.map(|target| format!("{target}=warn")).join(",");
-        EnvFilter::builder().parse_lossy(format!("{quiet},{}", self.0))
+        EnvFilter::builder().parse_lossy(format!("{quiet},{KADEMLIA},{}", self.0))
     }
 }
 
