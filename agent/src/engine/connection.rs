@@ -4,13 +4,12 @@
 use super::chunk::{Packer, Reassembler};
 use super::clock::Tick;
 use super::path::{Path, Route};
-use super::socket::Socket;
+use super::socket::{Outcome, Socket};
 use super::stream::{MessageStream, StreamError};
 use super::transport::DATAGRAM_BUFFER_BYTES;
 use bytes::Bytes;
 use quinn::udp::EcnCodepoint;
 use quinn_proto::{ConnectionHandle, VarInt};
-use std::io;
 use std::net::SocketAddr;
 use std::time::Instant;
 use virtuoso_overlay::ids::HostId;
@@ -143,7 +142,7 @@ impl Connection {
     pub(super) fn transmit(&mut self, tick: Tick, socket: &Socket, buffer: &mut Vec<u8>) -> Sent {
         self.flush_packer();
         if let Some(unsent) = self.unsent.take()
-            && !self.send(socket, &unsent.contents, unsent.segment, unsent.ecn)
+            && !self.send(tick, socket, &unsent.contents, unsent.segment, unsent.ecn)
         {
             self.unsent = Some(unsent);
             return Sent::Blocked;
@@ -156,7 +155,7 @@ impl Connection {
             };
             let ecn = transmit.ecn.and_then(|ecn| EcnCodepoint::from_bits(ecn as u8));
             let contents = &buffer[..transmit.size];
-            if !self.send(socket, contents, transmit.segment_size, ecn) {
+            if !self.send(tick, socket, contents, transmit.segment_size, ecn) {
                 self.unsent = Some(Unsent { contents: contents.to_vec(), segment: transmit.segment_size, ecn });
                 self.deadline = self.quic.poll_timeout();
                 return Sent::Blocked;
@@ -192,11 +191,30 @@ impl Connection {
     }
 
     /// Sends to the active path, or to all candidates; false if the socket is full.
-    fn send(&self, socket: &Socket, contents: &[u8], segment: Option<usize>, ecn: Option<EcnCodepoint>) -> bool {
-        let blocked = |result: io::Result<()>| result.is_err();
-        !self.route.targets().any(|target| match target {
-            Path::Direct(address) => blocked(socket.send(contents, segment, address, ecn)),
-        })
+    fn send(
+        &mut self,
+        tick: Tick,
+        socket: &Socket,
+        contents: &[u8],
+        segment: Option<usize>,
+        ecn: Option<EcnCodepoint>,
+    ) -> bool {
+        let mut is_too_large = false;
+        for target in self.route.targets() {
+            let Path::Direct(address) = target;
+            match socket.send(contents, segment, address, ecn) {
+                Ok(outcome) => is_too_large |= outcome == Outcome::TooLarge,
+                Err(_) => return false,
+            }
+        }
+        // A probe is larger than the present MTU. Anything else that no longer fits tells that the interface's MTU
+        // has shrunk: discovery begins anew at once, instead of finding out by loss.
+        let bytes = segment.unwrap_or(contents.len());
+        if is_too_large && bytes <= usize::from(self.quic.current_mtu()) && self.route.active().is_some() {
+            tracing::debug!(bytes, "The interface carries less than before");
+            self.quic.path_changed(tick.at);
+        }
+        true
     }
 }
 

@@ -113,7 +113,7 @@ impl AsyncUdpSocket for ControlPort {
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         self.sent.fetch_add(1, Ordering::Relaxed);
-        self.socket.transmit(transmit)
+        self.socket.transmit(transmit).map(drop)
     }
 
     fn poll_recv(

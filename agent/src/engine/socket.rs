@@ -11,7 +11,7 @@ use socket2::{Domain, Protocol, SockRef, Socket as RawSocket, Type};
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// Bytes of each kernel buffer of the socket. It is a queue that control packets share with data, so it is sized in
 /// milliseconds (4 ms at 4 Gbit/s), not as large as it could be.
@@ -24,12 +24,24 @@ pub(crate) const SEGMENTS_MAX: usize = 44;
 #[derive(Debug)]
 pub struct Socket {
     socket: UdpSocket,
-    /// For receiving, and for sends of several packets: it notes when the device turns out not to segment.
+    /// For receiving, and for sends of several packets.
     state: UdpSocketState,
-    /// For sends of one packet: an address that the kernel finds invalid must not look like a device without offload.
+    /// For sends of one packet: an address that the kernel finds invalid must not look like a kernel without ECN.
     single: UdpSocketState,
+    /// How many packets one send may carry.
+    segments_max: AtomicUsize,
     local: SocketAddr,
     send_errors: AtomicU64,
+}
+
+/// What became of a send that the socket had room for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Outcome {
+    Sent,
+    /// The packets are larger than the interface takes.
+    TooLarge,
+    /// It failed for another reason, and was counted.
+    Failed,
 }
 
 impl Socket {
@@ -50,7 +62,8 @@ impl Socket {
         let state = UdpSocketState::new((&socket).into()).context("Can't set up the UDP socket")?;
         let single = UdpSocketState::new((&socket).into()).context("Can't set up the UDP socket")?;
         let local = socket.local_addr().context("Can't read the UDP socket's address")?;
-        Ok(Self { socket, state, single, local, send_errors: AtomicU64::new(0) })
+        let segments_max = AtomicUsize::new(state.max_gso_segments().min(SEGMENTS_MAX));
+        Ok(Self { socket, state, single, segments_max, local, send_errors: AtomicU64::new(0) })
     }
 
     /// The bound address, as the kernel names it.
@@ -61,14 +74,14 @@ impl Socket {
     /// Sends one or more packets of `segment` bytes each to `to`.
     ///
     /// # Errors
-    /// Only `WouldBlock`. Any other failure is counted and looks like loss, which QUIC repairs.
+    /// Only `WouldBlock`. Any other failure is an [`Outcome`] that looks like loss, which QUIC repairs.
     pub(crate) fn send(
         &self,
         contents: &[u8],
         segment: Option<usize>,
         to: SocketAddr,
         ecn: Option<EcnCodepoint>,
-    ) -> io::Result<()> {
+    ) -> io::Result<Outcome> {
         self.transmit(&Transmit {
             destination: self.kernel_addr(to),
             ecn,
@@ -79,29 +92,40 @@ impl Socket {
     }
 
     /// As [`Socket::send`], for a transmit that is ready.
-    pub(crate) fn transmit(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+    pub(crate) fn transmit(&self, transmit: &Transmit<'_>) -> io::Result<Outcome> {
         let state = if transmit.segment_size.is_some() { &self.state } else { &self.single };
         let error = match state.try_send((&self.socket).into(), transmit) {
-            Ok(()) => return Ok(()),
+            Ok(()) => return Ok(Outcome::Sent),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
             Err(error) => error,
         };
         match (transmit.segment_size, error.raw_os_error()) {
-            // The device can't segment: the batch goes out packet by packet, and later batches are asked for with
-            // one packet each, because the state has noted the failure.
-            (Some(segment), Some(libc::EIO | libc::EINVAL)) => {
-                for packet in transmit.contents.chunks(segment) {
-                    self.transmit(&Transmit { contents: packet, segment_size: None, ..transmit.clone() })?;
-                }
-            }
+            // Either the device can't segment, or the packets are too large for it: kernels say the same for both.
+            (Some(segment), Some(libc::EIO | libc::EINVAL)) => self.send_singly(transmit, segment),
             // Larger than the interface's MTU: how discovery learns the limit.
-            (_, Some(libc::EMSGSIZE)) => {}
+            (_, Some(libc::EMSGSIZE)) => Ok(Outcome::TooLarge),
             _ => {
                 self.send_errors.fetch_add(1, Ordering::Relaxed);
                 tracing::debug!(%error, to = %transmit.destination, "UDP send failed");
+                Ok(Outcome::Failed)
             }
         }
-        Ok(())
+    }
+
+    /// Sends a batch packet by packet. If that works, later batches have one packet each.
+    fn send_singly(&self, transmit: &Transmit<'_>, segment: usize) -> io::Result<Outcome> {
+        let mut outcome = Outcome::Failed;
+        for packet in transmit.contents.chunks(segment) {
+            match self.transmit(&Transmit { contents: packet, segment_size: None, ..transmit.clone() })? {
+                Outcome::Sent => outcome = Outcome::Sent,
+                other if outcome != Outcome::Sent => outcome = other,
+                _ => {}
+            }
+        }
+        if outcome == Outcome::Sent && self.segments_max.swap(1, Ordering::Relaxed) != 1 {
+            tracing::info!(to = %transmit.destination, "No segmentation offload for UDP: packets are sent one by one");
+        }
+        Ok(outcome)
     }
 
     /// Receives one batch of packets from one sender into `buffer`. An IPv4 sender has its IPv4 address.
@@ -116,7 +140,7 @@ impl Socket {
 
     /// How many packets one send may carry. It falls to one when the device turns out not to segment.
     pub(crate) fn segments_max(&self) -> usize {
-        self.state.max_gso_segments().min(SEGMENTS_MAX)
+        self.segments_max.load(Ordering::Relaxed)
     }
 
     /// Whether the network may fragment what is sent: then path MTU discovery would lie.
