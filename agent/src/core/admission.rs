@@ -174,6 +174,7 @@ impl Core {
         for host in self.admission.gatekeeper.expire() {
             tracing::warn!(%host, "The certificate of a member has expired: it is no longer admitted");
             self.swarm.set_admitted(host, false);
+            self.plane.forget(host);
         }
     }
 
