@@ -124,7 +124,7 @@ impl Bootstrap {
     pub fn set_joined(&mut self, joined: bool, now: Instant) {
         if std::mem::replace(&mut self.joined, joined) && !joined {
             for place in &mut self.places {
-                (place.failures, place.next) = (0, now);
+                (place.failures, place.next) = (0, now + self.backoff.delay(0, &mut self.random));
             }
         }
     }
@@ -164,9 +164,14 @@ impl Bootstrap {
         Some(failures)
     }
 
-    /// It was closed. A host that accepts and closes is no better than one that does not answer.
+    /// It was closed. While no member is connected, a host that accepts and closes is no better than one that does
+    /// not answer.
     pub fn closed(&mut self, id: ConnectionId, now: Instant) {
-        if let Some(place) = self.place(Step::Connected(id)) {
+        let joined = self.joined;
+        let Some(place) = self.place(Step::Connected(id)) else { return };
+        if joined {
+            (place.step, place.next) = (Step::Waiting, now);
+        } else {
             place.step = Step::Dialling(id);
             self.failed(id, "The connection was closed".to_owned(), now);
         }
@@ -279,6 +284,7 @@ mod tests {
         assert!(bootstrap.due(at(1_000_000)).is_empty());
         assert_eq!(bootstrap.status(at(3))[0].next_try, None);
         bootstrap.set_joined(false, at(2_000_000));
-        assert_eq!(bootstrap.due(at(2_000_000)).len(), 1);
+        assert!(bootstrap.due(at(2_000_000)).is_empty());
+        assert_eq!(bootstrap.due(at(2_001_300)).len(), 1);
     }
 }

@@ -94,6 +94,8 @@ struct Open {
     dialled: bool,
     since: Instant,
     useful_at: Instant,
+    /// Its end is decided; it takes a moment.
+    closing: bool,
 }
 
 impl Connections {
@@ -110,19 +112,24 @@ impl Connections {
         }
     }
 
-    /// Where a member can be dialled. Adds to what is known; the address that failed most gives way.
-    pub fn learned(&mut self, host: HostId, addresses: impl IntoIterator<Item = Multiaddr>, now: Instant) {
+    /// Where a member can be dialled. Adds to what is known; the address that failed most gives way. Gives the
+    /// addresses that are news.
+    pub fn learned(
+        &mut self,
+        host: HostId,
+        addresses: impl IntoIterator<Item = Multiaddr>,
+        now: Instant,
+    ) -> Vec<Multiaddr> {
         let is_new = !self.known.contains_key(&host);
         if host == self.own || (is_new && self.known.len() >= MEMBERS_KNOWN_MAX) {
-            return;
+            return Vec::new();
         }
         let wait = if self.own > host { POLITENESS } else { Duration::ZERO };
         let spread = self.backoff.min.mul_f64(0.25 * self.random.unit());
         let known =
             self.known.entry(host).or_insert_with(|| Known { dial_at: now + wait + spread, ..Known::default() });
-        for address in addresses.into_iter().filter(is_dialable) {
-            known.add(address, now);
-        }
+        let addresses = addresses.into_iter().filter(is_dialable).map(super::address::without_peer);
+        addresses.filter(|address| known.add(address, now)).collect()
     }
 
     /// A host that is no member any more.
@@ -145,7 +152,7 @@ impl Connections {
     pub fn opened(&mut self, id: ConnectionId, host: HostId, address: &Multiaddr, dialled: bool, now: Instant) {
         self.dialling.remove(&host);
         let quic = address.iter().any(|part| part == Protocol::QuicV1);
-        self.open.insert(id, Open { host, quic, dialled, since: now, useful_at: now });
+        self.open.insert(id, Open { host, quic, dialled, since: now, useful_at: now, closing: false });
         if let Some(known) = self.known.get_mut(&host).filter(|_| dialled) {
             known.addresses.iter_mut().filter(|a| a.address == *address).for_each(|a| a.failures = 0);
         }
@@ -183,13 +190,22 @@ impl Connections {
         self.known.get(host).map_or_else(Vec::new, |k| k.addresses.iter().map(|a| a.address.clone()).collect())
     }
 
+    /// All that is known.
+    pub fn known_addresses(&self) -> impl Iterator<Item = (HostId, &Multiaddr)> {
+        self.known.iter().flat_map(|(host, known)| known.addresses.iter().map(|a| (*host, &a.address)))
+    }
+
     /// How many members are connected.
     pub fn connected(&self) -> usize {
         self.hosts().len()
     }
 
     fn hosts(&self) -> BTreeSet<HostId> {
-        self.open.values().map(|open| open.host).collect()
+        self.standing().map(|(_, open)| open.host).collect()
+    }
+
+    fn standing(&self) -> impl Iterator<Item = (ConnectionId, &Open)> {
+        self.open.iter().filter(|(_, open)| !open.closing).map(|(id, open)| (*id, open))
     }
 
     /// What to do now. `mesh` are the hosts that gossip needs: they stay.
@@ -202,6 +218,13 @@ impl Connections {
         } else {
             actions.extend(self.dial(&connected, now));
         }
+        for action in &actions {
+            if let Action::Close(id, _) = action
+                && let Some(open) = self.open.get_mut(id)
+            {
+                open.closing = true;
+            }
+        }
         actions
     }
 
@@ -210,13 +233,13 @@ impl Connections {
     fn close_duplicates(&mut self, now: Instant) -> Vec<Action> {
         let mut best: BTreeMap<HostId, ConnectionId> = BTreeMap::new();
         let mut worse = Vec::new();
-        for (id, open) in &self.open {
+        for (id, open) in self.standing() {
             let own_is_smaller = self.own < open.host;
             let rank = |open: &Open| (!open.quic, open.dialled != own_is_smaller, open.since);
-            let Some(kept) = best.insert(open.host, *id) else { continue };
+            let Some(kept) = best.insert(open.host, id) else { continue };
             if rank(&self.open[&kept]) <= rank(open) {
                 best.insert(open.host, kept);
-                worse.push((*id, open));
+                worse.push((id, open));
             } else {
                 worse.push((kept, &self.open[&kept]));
             }
@@ -239,7 +262,7 @@ impl Connections {
             .iter()
             .filter(|host| !keeps(host))
             .filter_map(|host| {
-                let of_host = || self.open.values().filter(|open| open.host == *host);
+                let of_host = || self.standing().map(|(_, open)| open).filter(|open| open.host == *host);
                 let (useful, since) = (of_host().map(|o| o.useful_at).max()?, of_host().map(|o| o.since).max()?);
                 (now.since(since) >= TRIAL_TIME).then_some((useful, since, *host))
             })
@@ -252,8 +275,8 @@ impl Connections {
                 known.dial_at = now + TRIMMED_PAUSE.mul_f64(0.75 + 0.5 * self.random.unit());
             }
         }
-        let of_closing = self.open.iter().filter(|(_, open)| closing.contains(&open.host));
-        of_closing.map(|(id, _)| Action::Close(*id, Reason::TooMany)).collect()
+        let of_closing = self.standing().filter(|(_, open)| closing.contains(&open.host));
+        of_closing.map(|(id, _)| Action::Close(id, Reason::TooMany)).collect()
     }
 
     /// Dials members at random while there are too few: a random graph of degree ten stays connected.
@@ -276,19 +299,20 @@ impl Connections {
 }
 
 impl Known {
-    fn add(&mut self, address: Multiaddr, now: Instant) {
-        let address = super::address::without_peer(address);
-        if self.addresses.iter().any(|known| known.address == address) {
-            return;
+    /// Says whether the address is news, and kept.
+    fn add(&mut self, address: &Multiaddr, now: Instant) -> bool {
+        if self.addresses.iter().any(|known| known.address == *address) {
+            return false;
         }
         if self.addresses.len() >= ADDRESSES_MAX {
             let worst = (0..self.addresses.len()).max_by_key(|i| self.addresses[*i].failures);
             match worst {
                 Some(i) if self.addresses[i].failures > 0 => _ = self.addresses.swap_remove(i),
-                _ => return,
+                _ => return false,
             }
         }
-        self.addresses.push(Address { address, failures: 0, dial_at: now });
+        self.addresses.push(Address { address: address.clone(), failures: 0, dial_at: now });
+        true
     }
 
     fn is_due(&self, now: Instant) -> bool {

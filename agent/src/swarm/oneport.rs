@@ -28,10 +28,10 @@ const HANDSHAKES_MAX: usize = 64;
 const HANDSHAKES_UNPROVEN_MAX: usize = 16;
 /// A handshake takes two round trips; a retry one more.
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(8);
-/// A silent connection is dead after this long.
-const IDLE_TIME_MAX: Duration = Duration::from_secs(30);
+/// A silent connection is dead after this long: two keep-alives may be lost.
+const IDLE_TIME_MAX: Duration = Duration::from_secs(20);
 /// Holds NAT bindings (30 s is the shortest seen) at the price of two small packets.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(12);
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(6);
 /// Streams that a peer may hold open: each protocol needs a few.
 const STREAMS_MAX: u32 = 256;
 /// What a peer may send on one stream before it is read: the largest response of a sync request fits.
@@ -151,7 +151,7 @@ fn parameters() -> quinn::TransportConfig {
         .max_concurrent_bidi_streams(STREAMS_MAX.into())
         .datagram_receive_buffer_size(None)
         .keep_alive_interval(Some(KEEP_ALIVE_INTERVAL))
-        .max_idle_timeout(Some(IDLE_TIME_MAX.try_into().expect("30 s fits a QUIC time")))
+        .max_idle_timeout(Some(IDLE_TIME_MAX.try_into().expect("20 s fit a QUIC time")))
         .stream_receive_window(STREAM_WINDOW_BYTES.into())
         .receive_window(CONNECTION_WINDOW_BYTES.into())
         .allow_spin(false);

@@ -87,7 +87,8 @@ pub struct Timing {
 
 impl Default for Timing {
     fn default() -> Self {
-        let backoff = Backoff { min: Duration::from_secs(1), max: Duration::from_secs(60) };
+        // The longest wait is also how long a healed partition may go unnoticed.
+        let backoff = Backoff { min: Duration::from_secs(1), max: Duration::from_secs(15) };
         Self { tick: Duration::from_secs(1), backoff }
     }
 }
@@ -221,7 +222,13 @@ impl SwarmService {
             return Ok(());
         }
         anyhow::ensure!(self.swarm_id.is_none(), "The host is in a swarm already");
-        self.swarm.behaviour_mut().enter(swarm, &self.keypair)?;
+        let behaviour = self.swarm.behaviour_mut();
+        behaviour.enter(swarm, &self.keypair)?;
+        if let Some(protocols) = behaviour.members.inner_mut() {
+            for (host, address) in self.connections.known_addresses() {
+                protocols.kad.add_address(&peer_of(&host), address.clone());
+            }
+        }
         self.swarm_id = Some(swarm);
         Ok(())
     }
@@ -258,13 +265,12 @@ impl SwarmService {
         if !self.members.contains(&host) {
             return;
         }
-        let (peer, now) = (peer_of(&host), self.now());
+        let news = self.connections.learned(host, addresses, self.now());
         if let Some(protocols) = self.swarm.behaviour_mut().members.inner_mut() {
-            for address in addresses.iter().filter(|address| super::address::is_dialable(address)) {
-                protocols.kad.add_address(&peer, address.clone());
+            for address in news {
+                protocols.kad.add_address(&peer_of(&host), address);
             }
         }
-        self.connections.learned(host, addresses, now);
     }
 
     /// Keeps the connections of a member whatever their number.

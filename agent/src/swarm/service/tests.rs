@@ -84,7 +84,8 @@ impl Host {
     fn react(&mut self, event: Event) -> Option<Event> {
         match event {
             Event::PeerConnected { host, .. } => {
-                self.service.send_admit(host, self.password.to_vec()).unwrap();
+                // It may be gone by now.
+                self.service.send_admit(host, self.password.to_vec()).ok();
             }
             Event::AdmitRequest { host, ref bytes, .. } => {
                 let admitted = bytes == PASSWORD;
@@ -400,4 +401,78 @@ async fn a_stock_libp2p_host_can_ping_over_tcp() {
         _ = pinged => {}
         () = run(&mut hosts, |_, _, _| false) => {}
     }
+}
+
+/// What thirty hosts have come to.
+#[derive(Default)]
+struct Tally {
+    ready: Vec<usize>,
+    connects: usize,
+    news: usize,
+}
+
+/// Runs a host in a task of its own, counting; publishes a message when told to.
+fn run_apart(mut host: Host, number: usize, tally: Arc<Mutex<Tally>>, mut publish: tokio::sync::watch::Receiver<bool>) {
+    tokio::spawn(async move {
+        let mut look = tokio::time::interval(Duration::from_millis(200));
+        let mut row_due = false;
+        loop {
+            tokio::select! {
+                event = host.service.next_event() => match event {
+                    Event::MemberReady { .. } => row_due = true,
+                    event => {
+                        let news = matches!(&event, Event::Gossip { bytes, .. } if bytes.starts_with(b"news"));
+                        let connected = matches!(event, Event::PeerConnected { .. });
+                        let mut tally = tally.lock().unwrap();
+                        tally.news += usize::from(news);
+                        tally.connects += usize::from(connected);
+                        drop(tally);
+                        host.react(event);
+                    }
+                },
+                _ = look.tick() => {
+                    tally.lock().unwrap().ready[number] = host.ready_members();
+                    if std::mem::take(&mut row_due) {
+                        host.tell_addresses();
+                    }
+                }
+                Ok(()) = publish.changed() => if number == 7 { host.service.publish(b"news".to_vec()).unwrap() },
+            }
+        }
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn thirty_hosts_settle_at_ten_to_twenty_four_connections_each() {
+    const HOSTS: usize = 30;
+    let tally = Arc::new(Mutex::new(Tally { ready: vec![0; HOSTS], ..Tally::default() }));
+    let (publish, told) = tokio::sync::watch::channel(false);
+    let first = start(Options::default());
+    let bootstrap = first.bootstrap();
+    run_apart(first, 0, Arc::clone(&tally), told.clone());
+    for number in 1..HOSTS {
+        let host = start(Options { bootstrap: bootstrap.clone(), ..Options::default() });
+        run_apart(host, number, Arc::clone(&tally), told.clone());
+    }
+    let (mut quiet, mut connects) = (0, 0);
+    // Settled: for three seconds every number is in bounds and nobody connects.
+    for _ in 0..300 {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let tally = tally.lock().unwrap();
+        let in_bounds = tally.ready.iter().all(|ready| (10..=24).contains(ready));
+        quiet = if in_bounds && tally.connects == connects { quiet + 1 } else { 0 };
+        connects = tally.connects;
+        if quiet == 15 {
+            break;
+        }
+    }
+    assert_eq!(quiet, 15, "{:?}", tally.lock().unwrap().ready);
+    publish.send(true).unwrap();
+    for _ in 0..50 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        if tally.lock().unwrap().news == HOSTS - 1 {
+            return;
+        }
+    }
+    panic!("gossip reached {} of {HOSTS} hosts", tally.lock().unwrap().news + 1);
 }
