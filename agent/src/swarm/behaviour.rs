@@ -124,7 +124,7 @@ fn kademlia(peer: PeerId, name: StreamProtocol) -> kad::Behaviour<MemoryStore> {
         .set_publication_interval(None)
         .set_replication_interval(None)
         .set_query_timeout(Duration::from_secs(30))
-        .set_periodic_bootstrap_interval(Some(Duration::from_secs(900)));
+        .set_periodic_bootstrap_interval(None);
     // In a small swarm every host stores every key: the bounds are for the whole swarm's images.
     let store = MemoryStoreConfig { max_provided_keys: 65_536, max_records: 16, ..MemoryStoreConfig::default() };
     let mut kad = kad::Behaviour::with_config(peer, MemoryStore::with_config(peer, store), config);

@@ -42,6 +42,7 @@ impl SwarmService {
             SwarmEvent::ExpiredListenAddr { address, .. } => {
                 self.events.push_back(Event::ListenAddressGone(address));
             }
+            SwarmEvent::Dialing { .. } => self.stop_wandering(),
             SwarmEvent::NewExternalAddrCandidate { address } => self.on_candidate(address),
             SwarmEvent::ListenerError { error, .. } => tracing::warn!(%error, "Trouble with a listening socket"),
             SwarmEvent::ListenerClosed { addresses, reason, .. } => {
@@ -275,6 +276,18 @@ impl SwarmService {
                 }
             }
             _ => {}
+        }
+    }
+
+    /// Kademlia looks for its neighbours whenever it knows fewer than twenty, by connecting to everybody that it hears
+    /// of. It need not: the tables tell every member's addresses. As long as it asks hosts that are connected anyway
+    /// it may go on.
+    fn stop_wandering(&mut self) {
+        let Some(protocols) = self.swarm.behaviour_mut().members.inner_mut() else { return };
+        for mut query in protocols.kad.iter_queries_mut() {
+            if matches!(query.info(), kad::QueryInfo::Bootstrap { .. }) {
+                query.finish();
+            }
         }
     }
 
