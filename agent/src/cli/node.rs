@@ -54,6 +54,9 @@ fn status(status: Status) -> Table {
     add("version", status.version);
     add("swarm", status.swarm.map(|swarm| swarm.to_string()).unwrap_or_default());
     add("state", word(&status.state));
+    if let Some(refused) = status.refused {
+        add("refused", refused);
+    }
     add("admin", yes(status.admin));
     add("members", format!("{}, {} alive", status.members, status.members_alive));
     add("peers", format!("{} connected", status.peers_connected));

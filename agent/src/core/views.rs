@@ -44,6 +44,7 @@ impl Core {
                 .map(Into::into)
                 .collect(),
             addresses: self.swarm.addresses().iter().map(ToString::to_string).collect(),
+            refused: self.admission.refused.clone().filter(|_| self.node.is_none()),
             bootstrap: self.bootstrap_status(),
             uptime_s: self.clock.mono().since(Instant::default()).as_secs(),
             pid: std::process::id(),
@@ -59,14 +60,13 @@ impl Core {
     }
 
     fn bootstrap_status(&self) -> Vec<BootstrapStatus> {
-        let refused = self.admission.refused.as_ref().filter(|_| self.node.is_none());
         let places = self.swarm.bootstrap_status().into_iter().filter(|place| !place.remembered);
         let status = |place: bootstrap::Status| BootstrapStatus {
             address: place.addresses.first().map(ToString::to_string).unwrap_or_default(),
             connected: place.state == bootstrap::State::Connected,
             attempts: place.failures,
             next_attempt_s: place.next_try.map(|wait| wait.as_secs_f64()),
-            error: place.last_error.or_else(|| refused.cloned()),
+            error: place.last_error,
         };
         places.map(status).collect()
     }

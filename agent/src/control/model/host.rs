@@ -36,6 +36,8 @@ pub struct Status {
     pub networks: Vec<String>,
     /// Addresses that peers can find this host at.
     pub addresses: Vec<String>,
+    /// Why the swarm did not let this host in, if it refused.
+    pub refused: Option<String>,
     /// How each bootstrap address fares.
     pub bootstrap: Vec<BootstrapStatus>,
     /// Seconds since the agent started.
