@@ -7,7 +7,6 @@
 //! The switch decides, the engine does. The control plane shares the socket through a [`ControlPort`] and speaks to the
 //! engine through an [`EngineHandle`]; it is never waited for. Nothing in here knows libp2p's swarm, bridges or the API.
 
-mod chunk;
 mod cid;
 mod clock;
 mod command;
@@ -18,7 +17,6 @@ mod event;
 mod lan;
 mod link;
 mod links;
-mod offload;
 mod path;
 mod port;
 mod queue;

@@ -9,6 +9,7 @@
 //! - [`switch::Switch`], the data plane: ports, claims, forwarding, floods, moves.
 #![forbid(unsafe_code)]
 
+pub mod chunk;
 pub mod claims;
 pub mod crypto;
 pub mod drop_reason;
@@ -17,6 +18,7 @@ pub mod ids;
 pub mod limits;
 pub mod membership;
 pub mod node;
+pub mod offload;
 mod rng;
 mod seeded;
 pub mod switch;

@@ -1,7 +1,6 @@
 //! One QUIC connection of the data plane: quinn-proto's state machine, the way its packets go, its message stream, and
 //! the frames that it packs and puts together again. Which connection serves a link is decided in [`super::links`].
 
-use super::chunk::{Packer, Reassembler};
 use super::clock::Tick;
 use super::path::{Path, Route};
 use super::socket::{Outcome, Socket};
@@ -12,6 +11,7 @@ use quinn::udp::EcnCodepoint;
 use quinn_proto::{ConnectionHandle, VarInt};
 use std::net::SocketAddr;
 use std::time::Instant;
+use virtuoso_overlay::chunk::{Packer, Reassembler};
 use virtuoso_overlay::ids::HostId;
 use virtuoso_overlay::wire::frame::FrameHeader;
 
@@ -105,7 +105,7 @@ impl Connection {
             peer,
             instance: 0,
             stream: MessageStream::default(),
-            reassembler: Reassembler::new(),
+            reassembler: Reassembler::default(),
             packer: Packer::default(),
             unsent: None,
             deadline: None,

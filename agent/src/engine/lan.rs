@@ -2,7 +2,6 @@
 
 use super::clock::Tick;
 use super::links::{Links, frame_bytes};
-use super::offload::Segmenter;
 use super::port::{Port, PortConfig};
 use super::stats::{PortInfo, TrafficCounters};
 use std::collections::BTreeMap;
@@ -10,6 +9,7 @@ use std::io;
 use virtuoso_overlay::drop_reason::DropReason;
 use virtuoso_overlay::ids::{HostId, NetworkId};
 use virtuoso_overlay::limits::FRAME_BYTES_MAX;
+use virtuoso_overlay::offload::Segmenter;
 use virtuoso_overlay::switch::{Egress, Ingress, NetworkSpec, Switch};
 use virtuoso_overlay::wire::frame::{FrameHeader, FrameHeaderError, VNET_BYTES};
 

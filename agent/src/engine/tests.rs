@@ -4,7 +4,6 @@ mod control;
 mod links;
 mod traffic;
 
-use super::offload::tests::super_frame;
 use super::*;
 use socket2::{Domain, Socket as RawSocket, Type};
 use std::io::Read;
@@ -14,7 +13,9 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use virtuoso_overlay::crypto::{Signature, Signer, Verifier};
 use virtuoso_overlay::ids::NetworkId;
+use virtuoso_overlay::offload::VnetHdr;
 use virtuoso_overlay::wire::frame::VNET_BYTES;
+use virtuoso_overlay::wire::ip::Checksum;
 
 const NETWORK: NetworkId = NetworkId(0xb1);
 
@@ -179,3 +180,19 @@ fn frame(src: u8, dst: u8, payload: &[u8]) -> Vec<u8> {
 }
 
 const PLAIN: [u8; VNET_BYTES] = [0; VNET_BYTES];
+
+/// A TCP super-frame of IPv4 with `payload` bytes, cut after each `size`, and its header.
+fn super_frame(payload: usize, size: u16) -> (VnetHdr, Vec<u8>) {
+    let total = u16::try_from(40 + payload).unwrap();
+    let mut frame = [[2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 1]].concat();
+    frame.extend([0x08, 0x00, 0x45, 0]);
+    frame.extend(total.to_be_bytes());
+    frame.extend([0, 0, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+    let sum = Checksum::default().with(&frame[14..34]).finish();
+    frame[24..26].copy_from_slice(&sum.to_be_bytes());
+    frame.extend([0x10, 0, 0x20, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0xff, 0xff, 0, 0, 0, 0]);
+    frame.resize(54 + payload, 7);
+    let [low, high] = size.to_le_bytes();
+    let wish = VnetHdr::decode(&[1, 1, 0, 0, low, high, 34, 0, 16, 0]).unwrap();
+    (wish.rebuild(&frame).unwrap(), frame)
+}

@@ -6,7 +6,7 @@ mod segment;
 mod vnet_hdr;
 
 #[cfg(test)]
-pub(super) mod tests;
+mod tests;
 
-pub(crate) use segment::Segmenter;
-pub(crate) use vnet_hdr::{Gso, VnetHdr};
+pub use segment::Segmenter;
+pub use vnet_hdr::{Gso, VnetHdr};

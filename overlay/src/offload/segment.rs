@@ -2,7 +2,7 @@
 
 use super::layout::{Layout, Transport};
 use super::vnet_hdr::{BadOffload, Gso, VnetHdr};
-use virtuoso_overlay::wire::ip::{Checksum, IPV6_HEADER_BYTES, Protocol};
+use crate::wire::ip::{Checksum, IPV6_HEADER_BYTES, Protocol};
 
 /// TCP flags by their place in the header.
 const TCP_FLAGS: usize = 13;
@@ -11,18 +11,13 @@ const TCP_CWR: u8 = 0x80;
 
 /// Cuts super-frames into frames. Keeps one buffer.
 #[derive(Debug, Default)]
-pub(crate) struct Segmenter {
+pub struct Segmenter {
     frame: Vec<u8>,
 }
 
 impl Segmenter {
     /// Hands every frame that `frame` with the rebuilt header `header` stands for to `out`, checksums complete.
-    pub(crate) fn finish(
-        &mut self,
-        header: &VnetHdr,
-        frame: &[u8],
-        mut out: impl FnMut(&[u8]),
-    ) -> Result<(), BadOffload> {
+    pub fn finish(&mut self, header: &VnetHdr, frame: &[u8], mut out: impl FnMut(&[u8])) -> Result<(), BadOffload> {
         if header.gso != Gso::None {
             return self.split(header, frame, out);
         }

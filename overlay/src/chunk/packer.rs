@@ -12,7 +12,7 @@ const PAYLOAD_BYTES_MIN: usize = 32;
 
 /// Packs the frames of one link.
 #[derive(Debug, Default)]
-pub(crate) struct Packer {
+pub struct Packer {
     /// The datagram that is being filled, with the slab's free room behind it.
     open: BytesMut,
     next_id: u16,
@@ -21,7 +21,7 @@ pub(crate) struct Packer {
 impl Packer {
     /// Cuts `head` and `body`, one packet, into datagrams of `size` bytes and hands the full ones to `out`. The last
     /// one stays open for the next packet until [`Packer::flush`]. HOT PATH.
-    pub(crate) fn push(&mut self, size: usize, head: &[u8], body: &[u8], out: &mut impl FnMut(Bytes)) {
+    pub fn push(&mut self, size: usize, head: &[u8], body: &[u8], out: &mut impl FnMut(Bytes)) {
         debug_assert!(size > CHUNK_HEADER_BYTES + PAYLOAD_BYTES_MIN);
         let total = head.len() + body.len();
         let id = self.next_id;
@@ -45,7 +45,7 @@ impl Packer {
     }
 
     /// Hands the open datagram to `out`.
-    pub(crate) fn flush(&mut self, out: &mut impl FnMut(Bytes)) {
+    pub fn flush(&mut self, out: &mut impl FnMut(Bytes)) {
         if !self.open.is_empty() {
             out(self.open.split().freeze());
         }

@@ -3,8 +3,8 @@
 use super::layout::{Layout, Transport};
 use super::vnet_hdr::BadOffload;
 use super::*;
+use crate::wire::frame::VNET_BYTES;
 use proptest::prelude::*;
-use virtuoso_overlay::wire::frame::VNET_BYTES;
 
 /// What a test frame is made of.
 #[derive(Clone, Debug)]
@@ -216,12 +216,6 @@ proptest! {
         header.packet_bytes(&frame);
         let _ = header.settle(&mut frame);
     }
-}
-
-/// A TCP super-frame with `payload` bytes and its header, for tests of the whole engine.
-pub(in super::super) fn super_frame(payload: usize, size: u16) -> (VnetHdr, Vec<u8>) {
-    let (shape, frame) = tcp(payload);
-    (header(&shape, &frame, size).rebuild(&frame).unwrap(), frame)
 }
 
 fn tcp(payload: usize) -> (Shape, Vec<u8>) {

@@ -6,7 +6,7 @@
 
 use super::layout::{Layout, Transport};
 use super::segment::complete_checksum;
-use virtuoso_overlay::wire::frame::VNET_BYTES;
+use crate::wire::frame::VNET_BYTES;
 
 /// `VIRTIO_NET_HDR_F_NEEDS_CSUM`.
 const NEEDS_CSUM: u8 = 1;
@@ -27,7 +27,7 @@ const UDP_SEGMENTS_MAX: usize = 128;
 
 /// How a super-frame is to be segmented.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Gso {
+pub enum Gso {
     None,
     Tcp4,
     Tcp6,
@@ -36,31 +36,31 @@ pub(crate) enum Gso {
 
 /// A virtio-net header. Its `hdr_len` is never read: bridges leave it wrong.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct VnetHdr {
-    pub(crate) gso: Gso,
+pub struct VnetHdr {
+    pub gso: Gso,
     /// The segments' payload in bytes.
-    pub(crate) gso_size: u16,
+    pub gso_size: u16,
     /// The super-frame's first segment announces a reduced window (CWR).
-    pub(crate) ecn: bool,
+    pub ecn: bool,
     /// The checksum over what follows `csum_start` is to be written `csum_offset` behind it.
-    pub(crate) needs_csum: bool,
-    pub(crate) csum_start: u16,
-    pub(crate) csum_offset: u16,
+    pub needs_csum: bool,
+    pub csum_start: u16,
+    pub csum_offset: u16,
     pub(super) hdr_len: u16,
 }
 
 /// The header asks for what can't be done with this frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("The virtio-net header does not fit the frame")]
-pub(crate) struct BadOffload;
+pub struct BadOffload;
 
 impl VnetHdr {
     /// The header of a frame that is finished.
-    pub(crate) const PLAIN: Self =
+    pub const PLAIN: Self =
         Self { gso: Gso::None, gso_size: 0, ecn: false, needs_csum: false, csum_start: 0, csum_offset: 0, hdr_len: 0 };
 
     /// Reads a header. The fields may be anything: see [`VnetHdr::rebuild`].
-    pub(crate) fn decode(bytes: &[u8; VNET_BYTES]) -> Result<Self, BadOffload> {
+    pub fn decode(bytes: &[u8; VNET_BYTES]) -> Result<Self, BadOffload> {
         let [flags, kind, hdr_low, hdr_high, size_low, size_high, start_low, start_high, offset_low, offset_high] =
             *bytes;
         let gso = match kind & !GSO_ECN {
@@ -82,7 +82,7 @@ impl VnetHdr {
     }
 
     /// Writes the header.
-    pub(crate) fn encode(&self) -> [u8; VNET_BYTES] {
+    pub fn encode(&self) -> [u8; VNET_BYTES] {
         let kind = match self.gso {
             Gso::None => 0,
             Gso::Tcp4 => GSO_TCPV4,
@@ -99,7 +99,7 @@ impl VnetHdr {
     }
 
     /// The header that this frame may have: the wishes of `self`, everything else from the frame. HOT PATH.
-    pub(crate) fn rebuild(self, frame: &[u8]) -> Result<Self, BadOffload> {
+    pub fn rebuild(self, frame: &[u8]) -> Result<Self, BadOffload> {
         if self.gso == Gso::None && !self.needs_csum {
             return Ok(Self::PLAIN);
         }
@@ -128,7 +128,7 @@ impl VnetHdr {
     ///
     /// The kernel also leaves checksums partial that no peer would accept, such as those inside a guest's own tunnels.
     /// They are completed here.
-    pub(crate) fn settle(self, frame: &mut [u8]) -> Result<Self, BadOffload> {
+    pub fn settle(self, frame: &mut [u8]) -> Result<Self, BadOffload> {
         match self.rebuild(frame) {
             Err(BadOffload) if self.gso == Gso::None => {
                 complete_checksum(frame, self.csum_start.into(), self.csum_offset.into()).ok_or(BadOffload)?;
@@ -139,7 +139,7 @@ impl VnetHdr {
     }
 
     /// Bytes of the largest IP packet that the frame becomes on a wire.
-    pub(crate) fn packet_bytes(&self, frame: &[u8]) -> usize {
+    pub fn packet_bytes(&self, frame: &[u8]) -> usize {
         match (self.gso, Layout::of(frame)) {
             (Gso::None, Ok(layout)) => layout.end - layout.network,
             (_, Ok(layout)) => layout.payload - layout.network + usize::from(self.gso_size),

@@ -2,10 +2,10 @@
 
 use super::reassembler::Losses;
 use super::*;
+use crate::time::Instant;
 use bytes::Bytes;
 use proptest::prelude::*;
 use std::collections::HashMap;
-use virtuoso_overlay::time::Instant;
 
 fn pack(size: usize, packets: &[Vec<u8>]) -> Vec<Bytes> {
     let mut packer = Packer::default();
@@ -19,7 +19,7 @@ fn pack(size: usize, packets: &[Vec<u8>]) -> Vec<Bytes> {
 }
 
 fn unpack<'a>(datagrams: impl IntoIterator<Item = &'a Bytes>) -> (Vec<Vec<u8>>, Reassembler) {
-    let mut reassembler = Reassembler::new();
+    let mut reassembler = Reassembler::default();
     let mut packets = Vec::new();
     for datagram in datagrams {
         reassembler.feed(Instant(0), datagram, |packet| packets.push(packet.to_vec()));
@@ -83,7 +83,7 @@ proptest! {
     fn one_frame_matches_the_model(chunks in prop::collection::vec((0usize..100, 1usize..60), 1..40)) {
         const TOTAL: usize = 100;
         let frame: Vec<u8> = (0..TOTAL as u8).collect();
-        let mut reassembler = Reassembler::new();
+        let mut reassembler = Reassembler::default();
         let mut have = [false; TOTAL];
         for (offset, len) in chunks {
             let end = (offset + len).min(TOTAL);
@@ -128,7 +128,7 @@ fn lost_frames_are_counted_once_they_are_old() {
 
 #[test]
 fn incomplete_frames_pin_bounded_memory() {
-    let mut reassembler = Reassembler::new();
+    let mut reassembler = Reassembler::default();
     for id in 0..1000 {
         let mut datagram = ChunkHeader { id, offset: 0, total: PACKET_BYTES_MAX }.encode().to_vec();
         datagram.extend([0; 100]);

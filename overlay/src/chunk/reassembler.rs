@@ -1,8 +1,8 @@
 //! Puts the chunks of one link's frames together again.
 
 use super::{CHUNK_HEADER_BYTES, ChunkHeader, PACKET_BYTES_MAX};
+use crate::time::Instant;
 use std::time::Duration;
-use virtuoso_overlay::time::Instant;
 
 /// Frames that can be incomplete at once. Reordering by more frames than this loses the older one.
 const SLOTS: usize = 64;
@@ -21,16 +21,16 @@ const SPARES_MAX: usize = 2;
 
 /// What became of a datagram's chunks, besides the frames that came out.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
-pub(crate) struct Losses {
+pub struct Losses {
     /// Frames that will never be complete.
-    pub(crate) incomplete: u64,
+    pub incomplete: u64,
     /// Datagrams with bytes that are no chunk.
-    pub(crate) malformed: u64,
+    pub malformed: u64,
 }
 
 /// Incomplete frames of one link.
 #[derive(Debug)]
-pub(crate) struct Reassembler {
+pub struct Reassembler {
     slots: Vec<Option<Partial>>,
     bytes: usize,
     spares: Vec<Vec<u8>>,
@@ -55,13 +55,15 @@ enum Step {
     Contradiction,
 }
 
-impl Reassembler {
-    pub(crate) fn new() -> Self {
+impl Default for Reassembler {
+    fn default() -> Self {
         Self { slots: (0..SLOTS).map(|_| None).collect(), bytes: 0, spares: Vec::new(), losses: Losses::default() }
     }
+}
 
+impl Reassembler {
     /// Takes one datagram and hands every packet that it completes to `out`. HOT PATH.
-    pub(crate) fn feed(&mut self, now: Instant, mut datagram: &[u8], mut out: impl FnMut(&[u8])) {
+    pub fn feed(&mut self, now: Instant, mut datagram: &[u8], mut out: impl FnMut(&[u8])) {
         while let Some((header, rest)) = datagram.split_first_chunk::<CHUNK_HEADER_BYTES>() {
             let header = ChunkHeader::decode(*header);
             if header.total == 0 {
@@ -82,7 +84,7 @@ impl Reassembler {
     }
 
     /// Gives up frames that wait for too long.
-    pub(crate) fn expire(&mut self, now: Instant) {
+    pub fn expire(&mut self, now: Instant) {
         for slot in 0..SLOTS {
             if self.slots[slot].as_ref().is_some_and(|partial| now.since(partial.since) > INCOMPLETE_AGE_MAX) {
                 self.lose(slot);
@@ -91,7 +93,7 @@ impl Reassembler {
     }
 
     /// What was lost since the last call.
-    pub(crate) fn take_losses(&mut self) -> Losses {
+    pub fn take_losses(&mut self) -> Losses {
         std::mem::take(&mut self.losses)
     }
 

@@ -12,17 +12,17 @@
 mod packer;
 mod reassembler;
 
-pub(crate) use packer::Packer;
-pub(crate) use reassembler::Reassembler;
+pub use packer::Packer;
+pub use reassembler::Reassembler;
 
-use virtuoso_overlay::limits::FRAME_BYTES_MAX;
-use virtuoso_overlay::wire::frame::{HEADER_BYTES, VNET_BYTES};
+use crate::limits::FRAME_BYTES_MAX;
+use crate::wire::frame::{HEADER_BYTES, VNET_BYTES};
 
 /// Bytes of a chunk's header.
 const CHUNK_HEADER_BYTES: usize = 8;
 
 /// Bytes of what is cut into chunks: frame header, virtio-net header and frame.
-pub(crate) const PACKET_BYTES_MAX: usize = HEADER_BYTES + VNET_BYTES + FRAME_BYTES_MAX;
+pub const PACKET_BYTES_MAX: usize = HEADER_BYTES + VNET_BYTES + FRAME_BYTES_MAX;
 
 const _: () = assert!(PACKET_BYTES_MAX < 1 << 24, "offsets and totals have 24 bits");
 

@@ -1,9 +1,9 @@
 //! Where the headers of a frame are that can be segmented or have a checksum completed: TCP or UDP, whole, over IPv4
 //! or IPv6, behind up to two VLAN tags. Everything else has no layout, and no offload.
 
-use virtuoso_overlay::wire::PacketError;
-use virtuoso_overlay::wire::ethernet::{EtherType, EthernetView};
-use virtuoso_overlay::wire::ip::{IPV6_HEADER_BYTES, Ipv4View, Ipv6View, Protocol};
+use crate::wire::PacketError;
+use crate::wire::ethernet::{EtherType, EthernetView};
+use crate::wire::ip::{IPV6_HEADER_BYTES, Ipv4View, Ipv6View, Protocol};
 
 /// IPv6 extensions that may stand between the IP header and a segmentable transport header. With others (routing,
 /// fragment, authentication) the checksum or the split is not this simple.
