@@ -1,0 +1,109 @@
+//! Measurements, reported and never judged by time: a table for people and a JSON file for comparisons.
+
+use anyhow::{Result, ensure};
+use serde::Serialize;
+
+use crate::bench::idle::Idle;
+use crate::bench::join::Join;
+use crate::bench::tunnels::Tunnels;
+use crate::console;
+use crate::interrupt;
+use crate::lab::Settings;
+use crate::move_figures::MoveFigures;
+use crate::report::{self, Machine};
+
+mod idle;
+mod join;
+mod moves;
+mod peers;
+mod tunnels;
+
+/// What to measure, and how long.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Options {
+    /// Parts to run; all if none is given
+    #[arg(value_enum)]
+    parts: Vec<Part>,
+    /// Repetitions of each figure; the median is reported
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Seconds of each throughput measurement
+    #[arg(long, default_value_t = 3)]
+    seconds: u64,
+    /// Only these tunnels (raw, vxlan, virtuoso, tinc, fastd, openvpn, vpncloud); all that are installed if none is given
+    #[arg(long)]
+    tunnel: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// From the start of the third agent to equal tables on all three
+    Join,
+    /// A move under 10,000 frames a second
+    Move,
+    /// Memory, CPU and traffic of an agent that has nothing to do
+    Idle,
+    /// Throughput and round trips beside other tunnels
+    Tunnels,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    machine: Machine,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    join: Option<Join>,
+    #[serde(skip_serializing_if = "Vec::is_empty", rename = "move")]
+    moves: Vec<MoveFigures>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idle: Option<Idle>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tunnels: Option<Tunnels>,
+    /// Parts that failed, with the reason.
+    failed: Vec<String>,
+}
+
+pub(crate) fn run(settings: &Settings, options: &Options) -> Result<()> {
+    ensure!(options.rounds > 0 && options.seconds > 0, "A measurement takes at least one round of one second");
+    let mut report = Report::new();
+    let machine = &report.machine;
+    console::line(format!(
+        "Machine: {} x {}, Linux {}, load {}",
+        machine.cpus, machine.processor, machine.kernel, machine.load
+    ));
+    for part in [Part::Join, Part::Move, Part::Idle, Part::Tunnels] {
+        if !options.parts.is_empty() && !options.parts.contains(&part) {
+            continue;
+        }
+        if let Err(error) = report.measure(part, settings, options) {
+            interrupt::check()?;
+            console::line(format!("{part:?} failed: {error:#}"));
+            report.failed.push(format!("{part:?}: {error:#}"));
+        }
+    }
+    report::write(&settings.report, "bench.json", &report)?;
+    console::line(format!("\nWritten to {}", settings.report.join("bench.json").display()));
+    ensure!(report.failed.is_empty(), "{} parts could not be measured", report.failed.len());
+    Ok(())
+}
+
+impl Report {
+    fn new() -> Self {
+        Self { machine: Machine::look(), join: None, moves: Vec::new(), idle: None, tunnels: None, failed: Vec::new() }
+    }
+
+    fn measure(&mut self, part: Part, settings: &Settings, options: &Options) -> Result<()> {
+        match part {
+            Part::Join => self.join = Some(join::measure(settings, options.rounds)?),
+            Part::Move => self.moves = moves::measure(settings, options.rounds)?,
+            Part::Idle => self.idle = Some(idle::measure(settings)?),
+            Part::Tunnels => self.tunnels = Some(tunnels::measure(settings, options)?),
+        }
+        Ok(())
+    }
+}
+
+/// A figure beside what is wanted of it.
+fn figure(name: &str, value: f64, unit: &str, limit: f64) -> Vec<String> {
+    let verdict = if value <= limit { "met" } else { "MISSED" };
+    vec![name.to_owned(), format!("{value:.2} {unit}"), format!("<= {limit} {unit}"), verdict.to_owned()]
+}

@@ -1,0 +1,58 @@
+//! The private world of one run: a mount and a network namespace (and, without root, a user namespace) that
+//! nothing outside sees. Network namespaces, TAPs and bridges of a lab hang in it, so the kernel takes them
+//! away with the last process of the run even when the testbed itself is killed, and no packet of a lab can
+//! reach the machine's own network. Not here: the namespaces of the lab's hosts (`netns.rs`).
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result};
+
+use crate::sys;
+
+/// Sockets, state directories and namespaces of the run; short, because a socket path has at most 107 bytes.
+pub(crate) const WORK_DIR: &str = "/run/vt";
+
+static OWN_USERS: AtomicBool = AtomicBool::new(false);
+
+/// Moves this process in. To be called before any thread exists.
+pub(crate) fn enter() -> Result<()> {
+    let own = libc::CLONE_NEWNS | libc::CLONE_NEWNET;
+    if sys::unshare(own).is_err() {
+        OWN_USERS.store(true, Ordering::Relaxed);
+        let ids = sys::effective_ids();
+        sys::unshare(own | libc::CLONE_NEWUSER).context(
+            "Making namespaces is not permitted here: run as root, \
+             or allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces>0)",
+        )?;
+        become_root(ids)?;
+    }
+    sys::mount(c"none", c"/", c"none", libc::MS_REC | libc::MS_PRIVATE).context("Cannot make the mounts private")?;
+    sys::mount(c"tmpfs", c"/run", c"tmpfs", libc::MS_NOSUID | libc::MS_NODEV).context("Cannot mount a private /run")?;
+    for dir in ["/run/netns", WORK_DIR] {
+        fs::create_dir_all(dir).with_context(|| format!("Cannot make {dir}"))?;
+    }
+    Ok(())
+}
+
+/// Whether root is root only in here.
+pub(crate) fn has_own_users() -> bool {
+    OWN_USERS.load(Ordering::Relaxed)
+}
+
+/// A directory of this name below the run's private one.
+pub(crate) fn dir(name: &str) -> Result<PathBuf> {
+    let dir = PathBuf::from(WORK_DIR).join(name);
+    fs::create_dir_all(&dir).with_context(|| format!("Cannot make {}", dir.display()))?;
+    Ok(dir)
+}
+
+fn become_root((uid, gid): (u32, u32)) -> Result<()> {
+    for (file, line) in
+        [("setgroups", "deny".to_owned()), ("uid_map", format!("0 {uid} 1")), ("gid_map", format!("0 {gid} 1"))]
+    {
+        fs::write(format!("/proc/self/{file}"), line).with_context(|| format!("Cannot write /proc/self/{file}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,76 @@
+//! Frames larger than the way below them, and frames larger than their network allows.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::{LAN, Scenario};
+use crate::command;
+use crate::guest::Guest;
+use crate::lab::Lab;
+use crate::traffic::transfer::Transfer;
+
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "jumbo",
+        about: "a network with MTU 9000 over links with MTU 1500 carries frames of 9000 bytes whole",
+        topology: LAN,
+        tools: &["ping"],
+        run: jumbo,
+    },
+    Scenario {
+        name: "too-big",
+        about: "what exceeds the network's MTU is answered by ICMP and ICMPv6, and counted",
+        topology: LAN,
+        tools: &["ping"],
+        run: too_big,
+    },
+];
+
+fn jumbo(lab: &mut Lab) -> Result<()> {
+    two_guests(lab, &["--mtu", "9000"], 9000)?;
+    let (vm1, vm2) = (lab.guest("vm1")?, lab.guest("vm2")?);
+    for (target, payload) in [(vm2.ipv4()?, 8972), (vm2.ipv6()?, 8952)] {
+        vm1.ping(target, &format!("-c 5 -i 0.1 -W 2 -M do -s {payload}"))?;
+    }
+    let transfer = Transfer::start(vm1, vm2, 64 << 20)?;
+    transfer.await_bytes(64 << 20, Duration::from_secs(30))?;
+    transfer.finish().map(drop)
+}
+
+fn too_big(lab: &mut Lab) -> Result<()> {
+    two_guests(lab, &["--mtu", "1400"], 1500)?;
+    let (vm1, vm2) = (lab.guest("vm1")?, lab.guest("vm2")?);
+    vm1.ping(vm2.ipv4()?, "-c 1 -W 2 -M do -s 1372")?;
+    for (target, payload) in [(vm2.ipv4()?, 1472), (vm2.ipv6()?, 1452)] {
+        let words = refused_ping(vm1, target, payload)?;
+        ensure!(words.contains("1400"), "No word of MTU 1400 to {} after a packet too big: {words}", vm1.port());
+    }
+    let transfer = Transfer::start(vm1, vm2, 16 << 20)?;
+    transfer.await_bytes(4 << 20, Duration::from_secs(30))?;
+    transfer.finish()?;
+    let status = lab.host("alpha")?.json(&["net", "show", "blue"])?;
+    ensure!(status["mtu_bytes"] == 1400, "The network's MTU is not shown: {status}");
+    Ok(())
+}
+
+fn two_guests(lab: &mut Lab, options: &[&str], guest_mtu: u16) -> Result<()> {
+    lab.start_swarm()?;
+    lab.create_network("blue", options)?;
+    lab.add_guest("vm1", "alpha", &["10.9.0.1/24", "fd09::1/64"], guest_mtu)?;
+    lab.add_guest("vm2", "beta", &["10.9.0.2/24", "fd09::2/64"], guest_mtu)?;
+    lab.attach("vm1", "blue")?;
+    lab.attach("vm2", "blue")?;
+    lab.await_contact("vm1", "vm2")
+}
+
+/// All that `ping` says about packets that must not get through.
+fn refused_ping(guest: &Guest, target: IpAddr, payload: u16) -> Result<String> {
+    let mut ping = guest.namespace().command("ping");
+    ping.args(["-n", "-c", "3", "-i", "0.2", "-W", "1", "-M", "do", "-s", &payload.to_string(), &target.to_string()]);
+    let output = command::output(&mut ping)?;
+    ensure!(!output.status.success(), "A packet of {payload} bytes passed to {target}");
+    let words = [output.stdout, output.stderr].concat();
+    Ok(String::from_utf8_lossy(&words).into_owned())
+}
