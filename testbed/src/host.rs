@@ -161,7 +161,11 @@ impl Host {
     pub(crate) fn check_alive(&mut self) -> Result<()> {
         let Some(agent) = &mut self.agent else { return Ok(()) };
         match agent.try_wait()? {
-            Some(status) => bail!("The agent of {} ended with {status}, see {}", self.name, self.log.display()),
+            Some(status) => {
+                let log = self.log_text();
+                let last = log.lines().last().unwrap_or("none");
+                bail!("The agent of {} ended with {status}; its last words: {last}", self.name)
+            }
             None => Ok(()),
         }
     }

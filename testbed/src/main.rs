@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 
 use crate::lab::Settings;
@@ -53,13 +53,8 @@ struct Arguments {
 enum Verb {
     /// List the scenarios
     List,
-    /// Run scenarios, all if none is named
-    Run {
-        names: Vec<String>,
-        /// Keep the lab of each scenario until Ctrl-C
-        #[arg(long)]
-        keep: bool,
-    },
+    /// Run scenarios; each is judged by what it sees and by the agents' logs
+    Run(scenario::Options),
     /// Bring up the lab of a topology file and keep it until Ctrl-C
     Lab { file: PathBuf },
     /// Show a swarm of three hosts at work
@@ -91,10 +86,15 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         _ => None,
     };
     interrupt::install()?;
-    sandbox::enter()?;
+    let obstacle = sandbox::enter().err().map(|error| format!("{error:#}")).or_else(sandbox::obstacle);
+    if let Verb::Run(options) = &arguments.verb {
+        return scenario::run(options, &settings, obstacle.as_deref());
+    }
+    if let Some(reason) = obstacle {
+        bail!("{reason}");
+    }
     match arguments.verb {
-        Verb::List => {}
-        Verb::Run { names, keep } => return scenario::run(&names, &settings, keep),
+        Verb::List | Verb::Run(_) => {}
         Verb::Lab { .. } => site::run(&topology.context("The topology was just read")?, &settings)?,
         Verb::Demo => demo::run(&settings)?,
         Verb::Bench(options) => bench::run(&settings, &options)?,

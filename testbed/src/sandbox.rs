@@ -3,12 +3,13 @@
 //! away with the last process of the run even when the testbed itself is killed, and no packet of a lab can
 //! reach the machine's own network. Not here: the namespaces of the lab's hosts (`netns.rs`).
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 
+use crate::command;
 use crate::sys;
 
 /// Sockets, state directories and namespaces of the run; short, because a socket path has at most 107 bytes.
@@ -34,6 +35,13 @@ pub(crate) fn enter() -> Result<()> {
         fs::create_dir_all(dir).with_context(|| format!("Cannot make {dir}"))?;
     }
     Ok(())
+}
+
+/// Why no lab can be built here although there are namespaces; `None` if all is well.
+pub(crate) fn obstacle() -> Option<String> {
+    let tun = File::options().read(true).write(true).open("/dev/net/tun").err();
+    let tun = tun.map(|error| format!("/dev/net/tun cannot be opened ({error}): load the tun module, or run as root"));
+    tun.or_else(|| (!command::is_installed("ip")).then(|| "ip is not installed (package iproute2)".to_owned()))
 }
 
 /// Whether root is root only in here.

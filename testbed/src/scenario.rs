@@ -93,15 +93,32 @@ fn select(names: &[String]) -> Result<Vec<Scenario>> {
     Ok(scenarios.into_iter().filter(is_wanted).collect())
 }
 
+/// How to run scenarios.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// All if none is named
+    names: Vec<String>,
+    /// Keep the lab of each scenario until Ctrl-C
+    #[arg(long)]
+    keep: bool,
+    /// A scenario that cannot run here counts as failed
+    #[arg(long)]
+    no_skip: bool,
+}
+
 /// Runs the named scenarios one after the other, tells the outcome of each, and writes `scenarios.json`.
-pub(crate) fn run(names: &[String], settings: &Settings, keep: bool) -> Result<ExitCode> {
-    let selected = select(names)?;
+/// `obstacle` is why none can run.
+pub(crate) fn run(options: &Options, settings: &Settings, obstacle: Option<&str>) -> Result<ExitCode> {
+    let selected = select(&options.names)?;
     if selected.iter().any(|scenario| !emulator::SCENARIOS.iter().any(|own| own.name == scenario.name)) {
         lab::ensure_agent(&settings.agent)?;
     }
     let mut outcomes = Vec::new();
     for scenario in selected {
-        let outcome = scenario.run(settings, keep);
+        let outcome = match obstacle {
+            Some(reason) => scenario.outcome(Verdict::Skipped(reason.to_owned()), 0.0, Vec::new()),
+            None => scenario.run(settings, options.keep),
+        };
         console::line(&outcome);
         outcomes.push(outcome);
         interrupt::check()?;
@@ -114,7 +131,8 @@ pub(crate) fn run(names: &[String], settings: &Settings, keep: bool) -> Result<E
         settings.report.display()
     ));
     report::write(&settings.report, "scenarios.json", &outcomes)?;
-    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let is_good = failed == 0 && !(options.no_skip && skipped > 0);
+    Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 impl Scenario {
