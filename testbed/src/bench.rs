@@ -30,7 +30,8 @@ pub(crate) struct Options {
     /// Seconds of each throughput measurement
     #[arg(long, default_value_t = 3)]
     seconds: u64,
-    /// Only these tunnels (raw, vxlan, virtuoso, tinc, fastd, openvpn, vpncloud); all that are installed if none is given
+    /// Only this tunnel (raw, vxlan, virtuoso, tinc, fastd, openvpn, vpncloud); may be repeated; by default all that
+    /// are installed
     #[arg(long)]
     tunnel: Vec<String>,
 }

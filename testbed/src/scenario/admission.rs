@@ -64,7 +64,7 @@ fn expired_ticket(lab: &mut Lab) -> Result<()> {
     lab.expect("alpha", "ticket");
     lab.expect("gamma", "ticket");
     lab.host_mut("alpha")?.start(&Start::alone())?;
-    let invitation = lab.host("alpha")?.json(&["swarm", "invite", "--valid", "1s"])?;
+    let invitation = lab.host("alpha")?.json(&["swarm", "invite", "--valid", "1"])?;
     let ticket = invitation["ticket"].as_str().context("No ticket in the invitation")?.to_owned();
     // Tickets count in whole seconds: after two, one second has surely passed.
     interrupt::pause(Duration::from_secs(2))?;
