@@ -61,7 +61,7 @@ impl Host {
             namespace: Namespace::create(name)?,
             address: SocketAddr::new(address, PORT),
             binary: binary.to_owned(),
-            state_dir: sandbox::dir(&format!("{name}/state"))?,
+            state_dir: sandbox::fresh_dir(name)?.join("state"),
             log: report_dir.join(format!("{name}.log")),
             agent: None,
         })

@@ -49,9 +49,12 @@ pub(crate) fn has_own_users() -> bool {
     OWN_USERS.load(Ordering::Relaxed)
 }
 
-/// A directory of this name below the run's private one.
-pub(crate) fn dir(name: &str) -> Result<PathBuf> {
+/// An empty directory of this name below the run's private one.
+pub(crate) fn fresh_dir(name: &str) -> Result<PathBuf> {
     let dir = PathBuf::from(WORK_DIR).join(name);
+    if dir.exists() {
+        fs::remove_dir_all(&dir).with_context(|| format!("Cannot empty {}", dir.display()))?;
+    }
     fs::create_dir_all(&dir).with_context(|| format!("Cannot make {}", dir.display()))?;
     Ok(dir)
 }

@@ -137,7 +137,7 @@ impl Site {
         let namespace = Namespace::create(&name)?;
         namespace.ip("link add name br0 type bridge")?;
         namespace.ip("link set br0 up")?;
-        Ok(Self { namespace, ip, dir: sandbox::dir(&name)? })
+        Ok(Self { namespace, ip, dir: sandbox::fresh_dir(&name)? })
     }
 
     /// Puts `interface` into the bridge.

@@ -9,6 +9,7 @@ use super::{ONE, Scenario};
 use crate::command;
 use crate::host::Start;
 use crate::lab::Lab;
+use crate::sandbox;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -66,20 +67,16 @@ fn second_agent(lab: &mut Lab) -> Result<()> {
     let host = lab.host("alpha")?;
     let pid = host.pid()?.to_string();
     refused_start(&mut host.agent_command(&Start::alone())?, &["state", &pid])?;
-    let mut same_socket = host.agent_command(&Start::alone())?;
-    let (other_dir, other_socket) = (crate::sandbox::dir("other/state")?, crate::sandbox::dir("other")?.join("o.sock"));
-    // Of a flag that stands twice, clap refuses both: so the command is built anew.
-    let program = same_socket.get_program().to_owned();
+    let other = sandbox::fresh_dir("other")?;
     let socket = host.socket();
     let arguments = |socket: &std::path::Path, listen: &str| {
-        let mut command = host.namespace().command(&program);
-        command.arg("agent").args(["--name", "other", "--state-dir"]).arg(&other_dir);
+        let mut command = host.namespace().command(host.binary());
+        command.arg("agent").args(["--name", "other", "--state-dir"]).arg(other.join("state"));
         command.arg("--socket").arg(socket).args(["--listen", listen]);
         command
     };
-    same_socket = arguments(&socket, "10.77.0.1:4748");
-    refused_start(&mut same_socket, &[&socket.display().to_string()])?;
-    refused_start(&mut arguments(&other_socket, "10.77.0.1:4747"), &["10.77.0.1:4747"])?;
+    refused_start(&mut arguments(&socket, "10.77.0.1:4748"), &[&socket.display().to_string()])?;
+    refused_start(&mut arguments(&other.join("sock"), "10.77.0.1:4747"), &["10.77.0.1:4747"])?;
     host.json(&["status"]).context("The first agent was harmed").map(drop)
 }
 
@@ -108,13 +105,13 @@ fn client_errors(lab: &mut Lab) -> Result<()> {
     host.refused(&["image", "show", "nothing"], 4)?;
     host.refused(&["net", "create", "blue", "--mtu", "64"], 2)?;
     host.refused(&["no-such-verb"], 2)?;
-    let missing = host.refused(&["net", "attach", "blue", "--interface", "absent0"], 1)?;
+    let missing = host.refused(&["net", "attach", "blue", "--interface", "absent0"], 4)?;
     ensure!(missing.contains("absent0"), "The refusal does not name the interface: {missing}");
     Ok(())
 }
 
 /// Runs what must end by itself with a failure whose words contain all of `wanted`.
-fn refused_start(command: &mut Command, wanted: &[&str]) -> Result<String> {
+pub(super) fn refused_start(command: &mut Command, wanted: &[&str]) -> Result<String> {
     let line = command::line(command);
     let output = command::output(command.env("NO_COLOR", "1"))?;
     let words = String::from_utf8_lossy(&output.stderr).into_owned();
