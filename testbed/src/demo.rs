@@ -76,7 +76,7 @@ impl Show {
         self.lab.await_contact("vm1", "vm2")?;
         self.run_in_guest("vm1", "ping -c 3 -i 0.3 10.9.0.2")?;
         self.run_on("alpha", &["net", "show", "blue"])?;
-        self.run_on("gamma", &["fdb", "blue"])?;
+        self.run_on("beta", &["fdb", "blue"])?;
         self.run_on("alpha", &["links"]).map(drop)
     }
 

@@ -37,6 +37,7 @@ impl Guest {
         for address in addresses {
             guest.namespace.ip(&format!("address add {address} dev {NIC}"))?;
         }
+        guest.await_carrier()?;
         Ok(guest)
     }
 
@@ -81,7 +82,17 @@ impl Guest {
         self.host.ip(&format!("link set {port} netns {}", host.name()))?;
         host.ip(&format!("link set {port} up"))?;
         self.host = host.clone();
-        Ok(())
+        self.await_carrier()
+    }
+
+    /// Waits until the kernel counts the port as up. It may take its time (up to a second) to notice a carrier, and
+    /// until then a bridge passes nothing to the port.
+    fn await_carrier(&self) -> Result<()> {
+        let port = self.port();
+        wait::until_true(format!("{port} to be up"), CARRIER_TIME_MAX, || {
+            let state = self.host.ip(&format!("-o link show {port}"))?;
+            Ok((state.contains("state UP"), state))
+        })
     }
 
     /// Runs `ping` with these options; its output.
@@ -116,5 +127,6 @@ impl Guest {
     }
 }
 
+const CARRIER_TIME_MAX: Duration = Duration::from_secs(5);
 /// The guest's own interface, as in most VMs.
 pub(crate) const NIC: &str = "eth0";

@@ -29,8 +29,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 ];
 
 fn duplicate(lab: &mut Lab) -> Result<()> {
-    lab.expect_anywhere("laimed");
-    lab.expect_anywhere("duplicate");
+    lab.expect_anywhere("Two hosts have this address");
     blue_with_guests(lab)?;
     let mac = lab.guest("vm2")?.mac().to_owned();
     let owner = lab.host("beta")?.id()?;
@@ -50,8 +49,7 @@ fn duplicate(lab: &mut Lab) -> Result<()> {
 }
 
 fn after_partition(lab: &mut Lab) -> Result<()> {
-    lab.expect_anywhere("laimed");
-    lab.expect_anywhere("duplicate");
+    lab.expect_anywhere("Two hosts have this address");
     lab.expect_anywhere("unreachable");
     blue_with_guests(lab)?;
     let mac = "02:56:aa:00:00:07";
