@@ -91,6 +91,7 @@ pub struct Layer {
     pub state_dir: Option<PathBuf>,
     pub socket: Option<PathBuf>,
     pub socket_group: Option<String>,
+    #[serde(deserialize_with = "address::deserialize_listen")]
     pub listen: Option<SocketAddr>,
     pub bootstrap: Option<Vec<Bootstrap>>,
     #[serde(deserialize_with = "address::deserialize_advertise")]

@@ -1,7 +1,7 @@
 //! `virtuoso agent` and `virtuoso config`: flags and variables to a configuration.
 
 use super::{AgentStart, output};
-use crate::config::address::{Bootstrap, parse_address};
+use crate::config::address::{Bootstrap, parse_address, parse_listen};
 use crate::config::{DEFAULT_FILE, Layer, LogLayer, Source, check_label};
 use crate::logging::{self, LogFilter, LogFormat};
 use crate::name::Name;
@@ -45,7 +45,7 @@ struct Settings {
     #[arg(long, value_name = "GROUP", env = "VIRTUOSO_SOCKET_GROUP")]
     socket_group: Option<String>,
     /// Address and port for UDP and TCP [default: [::]:4747]
-    #[arg(long, value_name = "IP:PORT", env = "VIRTUOSO_LISTEN")]
+    #[arg(long, value_name = "IP:PORT", env = "VIRTUOSO_LISTEN", value_parser = parse_listen)]
     listen: Option<SocketAddr>,
     /// A ticket or the address of a host to join through; can be repeated
     #[arg(long, value_name = "TICKET|ADDRESS", env = "VIRTUOSO_BOOTSTRAP", value_delimiter = ',')]

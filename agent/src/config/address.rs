@@ -28,6 +28,9 @@ pub enum ParseAddressError {
     /// An address and port in the usual notation.
     #[error("Not a multiaddress: `{0}`: write `{1}`")]
     SocketAddr(String, String),
+    /// No address and port.
+    #[error("Not an address and port to listen on: `{0}`: expected IP:PORT such as [::]:4747 or 192.0.2.1:4747")]
+    Listen(String),
     /// Neither address nor ticket.
     #[error("Not a multiaddress: `{0}`: expected one such as /ip4/192.0.2.1/udp/4747/quic-v1")]
     Multiaddr(String),
@@ -83,6 +86,11 @@ fn quic_address(socket: SocketAddr) -> String {
     format!("/{family}/{}/udp/{}/quic-v1", socket.ip(), socket.port())
 }
 
+/// An address and port to listen on.
+pub fn parse_listen(text: &str) -> Result<SocketAddr, ParseAddressError> {
+    text.parse().map_err(|_| ParseAddressError::Listen(text.into()))
+}
+
 impl TryFrom<String> for Bootstrap {
     type Error = ParseAddressError;
 
@@ -102,6 +110,10 @@ impl Serialize for Bootstrap {
 }
 
 /// Reads `advertise` with the same care as `bootstrap`.
+pub(super) fn deserialize_listen<'de, D: Deserializer<'de>>(input: D) -> Result<Option<SocketAddr>, D::Error> {
+    parse_listen(&String::deserialize(input)?).map(Some).map_err(serde::de::Error::custom)
+}
+
 pub(super) fn deserialize_advertise<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Vec<Multiaddr>>, D::Error> {
     let texts = Vec::<String>::deserialize(input)?;
     let addresses: Result<_, _> = texts.iter().map(|text| parse_address(text)).collect();

@@ -305,7 +305,7 @@ pub(super) async fn attach(handle: &Handle, netdev: &Netdev, name: &Name) -> Res
         return Ok(row);
     }
     netdev.ensure_bridge(row.id, row.mtu).await.map_err(device_error)?;
-    let tap = netdev.create_tap(row.id, row.mtu).await.map_err(device_error)?;
+    let tap = netdev.create_tap(row.id).await.map_err(device_error)?;
     let (begun, wanted) = (row.clone(), name.clone());
     handle.call(move |core| core.begin_network(&begun, &wanted, tap)).await??;
     Ok(row)

@@ -6,7 +6,7 @@ use crate::engine::EngineEvent;
 use crate::events::EventKind;
 use crate::netdev::{self, network_of_bridge, network_of_tap};
 use crate::text::Text;
-use virtuoso_overlay::ids::{HostId, NetworkId};
+use virtuoso_overlay::ids::{HostId, Mac, NetworkId};
 use virtuoso_overlay::switch::{PortId, SwitchEvent, Upward};
 use virtuoso_overlay::table::{Body, Key};
 
@@ -81,6 +81,9 @@ impl Core {
     fn on_switch_event(&mut self, event: SwitchEvent) {
         match event {
             SwitchEvent::Moved { network, mac, from, to, epoch } => {
+                if from == self.me() {
+                    self.forget_port(network, mac);
+                }
                 let network = self.network_name(network);
                 tracing::info!(network, %mac, from = self.name_of(from), to = self.name_of(to), "An address moved");
                 let (from, to) = (Text(from), Text(to));
@@ -104,6 +107,16 @@ impl Core {
                 tracing::debug!(%network, %mac, %holder, "An address is released");
             }
         }
+    }
+
+    /// An address that left may still be known behind a port that stays: a LAN, or another virtual switch.
+    fn forget_port(&self, network: NetworkId, mac: Mac) {
+        let netdev = self.netdev.clone();
+        tokio::spawn(async move {
+            if let Err(error) = netdev.fdb_forget(network, mac).await {
+                tracing::debug!(%network, %mac, "Can't tell the bridge that an address left: {error:#}");
+            }
+        });
     }
 
     pub(super) fn on_device_event(&mut self, event: netdev::Event) {

@@ -4,7 +4,7 @@ use super::error::{errno, explain};
 use super::{Netdev, bridge_name};
 use anyhow::bail;
 use futures::{StreamExt, TryStreamExt};
-use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ pub struct FdbEntry {
     pub mac: Mac,
     /// The VLAN it was seen in; bridges that don't filter VLANs learn without.
     pub vlan: Option<u16>,
-    /// The port it is behind. The bridge's own name stands for this host, the agent's TAP for all other hosts.
+    /// The port it is behind. The bridge's own name stands for this host.
     pub interface: String,
 }
 
@@ -83,6 +83,27 @@ impl Netdev {
         }
         let ports = self.ports_of(bridge.index).await?;
         Ok(ports.into_iter().find(|port| port.index == entry.port).map(|port| port.name))
+    }
+
+    /// Makes the network's bridge forget where `mac` is: it is on another host now, while its port here stays.
+    ///
+    /// # Errors
+    /// If there is no bridge, or the kernel refuses.
+    pub async fn fdb_forget(&self, network: NetworkId, mac: Mac) -> anyhow::Result<()> {
+        let bridge = self.interface(&bridge_name(network)).await?;
+        let Some(entry) = self.raw_lookup(bridge.index, mac).await?.filter(|entry| entry.port != bridge.index) else {
+            return Ok(());
+        };
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Bridge;
+        message.header.ifindex = entry.port;
+        message.header.flags = NeighbourFlags::Controller;
+        message.attributes = vec![NeighbourAttribute::LinkLocalAddress(mac.0.to_vec())];
+        match self.handle.neighbours().del(message).execute().await {
+            // It aged or left by itself.
+            Err(error) if errno(&error) == Some(libc::ENOENT) => Ok(()),
+            done => done.map_err(|error| explain(error, format!("to forget where {mac} was"))),
+        }
     }
 
     /// The entries of all bridges.

@@ -6,7 +6,7 @@
 use super::{Netdev, NetdevError, bridge_name, sysctl, tap_name};
 use anyhow::{Context, anyhow};
 use netlink_packet_route::link::LinkAttribute;
-use rtnetlink::LinkUnspec;
+use rtnetlink::{LinkBridgePort, LinkUnspec};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use tun::Layer;
@@ -16,6 +16,10 @@ use virtuoso_overlay::wire::frame::VNET_BYTES;
 /// Frames that wait for the agent in the kernel. The kernel's 1,000 super-frames would be 64 MB and, at 1 Gbit/s, half
 /// a second of standing queue; the guests' own queues are the better place to wait.
 const QUEUE_FRAMES: u32 = 500;
+
+/// What the TAP takes from the bridge: all that an Ethernet frame can hold. The network's MTU is the switch's to keep,
+/// because a bridge drops what is too large without a word, and the switch tells the sender.
+pub(super) const MTU_BYTES: u32 = 65_521;
 
 /// A TAP. It goes when the file descriptor is closed.
 #[derive(Debug)]
@@ -44,7 +48,7 @@ impl Netdev {
     ///
     /// # Errors
     /// If there is no bridge, another process holds the TAP, or a right or the kernel's TAP is missing.
-    pub async fn create_tap(&self, network: NetworkId, mtu: u16) -> anyhow::Result<Tap> {
+    pub async fn create_tap(&self, network: NetworkId) -> anyhow::Result<Tap> {
         let name = tap_name(network);
         let bridge = self.interface(&bridge_name(network)).await?;
         let fd = open(&name)?;
@@ -52,11 +56,15 @@ impl Netdev {
         sysctl::silence_port(&name);
         let index = self.interface(&name).await?.index;
         let message = LinkUnspec::new_with_index(index)
-            .mtu(u32::from(mtu))
+            .mtu(MTU_BYTES)
             .append_extra_attribute(LinkAttribute::TxQueueLen(QUEUE_FRAMES))
             .build();
         self.change(message, format!("to set up TAP {name}")).await?;
         self.enslave(index, &name, &bridge).await?;
+        // Who is behind the TAP is the switch's to know. A bridge that learned it would drop the frames of an address
+        // that has just moved here, until that address speaks.
+        let message = LinkBridgePort::new(index).learning(false).build();
+        self.change(message, format!("to set up TAP {name} as a port")).await?;
         Ok(Tap { name, index, fd, offloads })
     }
 }
