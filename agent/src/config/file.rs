@@ -63,7 +63,21 @@ pub fn parse(text: &str, file: &str) -> anyhow::Result<Layer> {
             all
         })));
     }
-    toml::from_str(text).map_err(|error| at(&error))
+    toml::from_str(text).map_err(|error| {
+        let key = error.span().and_then(|span| key_of(table.get_ref(), span.start));
+        let name = key.map(|key| format!("Bad value of `{key}`: ")).unwrap_or_default();
+        let line = error.span().map_or(1, |span| line_of(text, span.start));
+        anyhow!("{file}:{line}: {name}{}", error.message().trim_end())
+    })
+}
+
+/// The key whose value stands at `offset`, with the tables that it is in.
+fn key_of(table: &DeTable<'_>, offset: usize) -> Option<String> {
+    table.iter().find_map(|(key, value)| match value.get_ref() {
+        // The span of a table may be that of its header only.
+        DeValue::Table(inner) => key_of(inner, offset).map(|inner| format!("{}.{inner}", key.get_ref())),
+        _ => value.span().contains(&offset).then(|| key.get_ref().to_string()),
+    })
 }
 
 /// Offset and complaint for each key that means nothing.
@@ -144,17 +158,20 @@ mod tests {
     #[test]
     fn names_the_line_of_a_wrong_value() {
         let cases = [
-            ("\nname = \"A B\"", "agent.toml:2: Not a name: `A B`"),
-            ("name = 1", "agent.toml:1: invalid type: integer `1`"),
-            ("listen = \"4747\"", "agent.toml:1: "),
-            ("bootstrap = [\n  \"192.0.2.1:4747\",\n]", "agent.toml:1: Not a multiaddress: `192.0.2.1:4747`"),
-            ("advertise = [\"/ip4/192.0.2.1\"]", "agent.toml:1: Not an address of an agent"),
-            ("[limits]\nmemory = \"8GB\"", "agent.toml:2: Unknown unit `GB`"),
-            ("[limits]\nmemory = -1", "agent.toml:2: invalid value"),
+            ("\nname = \"A B\"", "agent.toml:2: Bad value of `name`: Not a name: `A B`"),
+            ("name = 1", "agent.toml:1: Bad value of `name`: invalid type: integer `1`"),
+            ("listen = \"4747\"", "agent.toml:1: Bad value of `listen`: Not an address and port to listen on: `4747`"),
+            (
+                "bootstrap = [\n  \"192.0.2.1:4747\",\n]",
+                "agent.toml:1: Bad value of `bootstrap`: Not a multiaddress: `192.0.2.1:4747`",
+            ),
+            ("advertise = [\"/ip4/192.0.2.1\"]", "agent.toml:1: Bad value of `advertise`: Not an address of an agent"),
+            ("[limits]\nmemory = \"8GB\"", "agent.toml:2: Bad value of `limits.memory`: Unknown unit `GB`"),
+            ("[limits]\nmemory = -1", "agent.toml:2: Bad value of `limits.memory`: invalid value"),
             ("[labels]\n\"a b\" = 1", "agent.toml:1: Not a label: `a b`"),
-            ("[log]\nlevel = \"loud=\"", "agent.toml:2: Not a log level"),
-            ("[log]\nformat = \"xml\"", "agent.toml:2: unknown variant `xml`"),
-            ("limits = 3", "agent.toml:1: invalid type"),
+            ("[log]\nlevel = \"loud=\"", "agent.toml:2: Bad value of `log.level`: Not a log level"),
+            ("[log]\nformat = \"xml\"", "agent.toml:2: Bad value of `log.format`: unknown variant `xml`"),
+            ("limits = 3", "agent.toml:1: Bad value of `limits`: invalid type"),
             ("name.x = 3", "agent.toml:1: Unknown key `name.x`: `name` is not a table"),
             ("name = \"a\"\nname = \"b\"", "agent.toml:2: duplicate key"),
             ("name = \"a", "agent.toml:1: "),

@@ -146,7 +146,10 @@ fn a_tap_has_offloads_and_one_holder() {
         assert!(tap.offloads.tcp, "every supported kernel has TSO");
         let ports = netdev.ports(BLUE).await.unwrap();
         assert_eq!(ports.len(), 1);
-        assert_eq!((ports[0].name.as_str(), ports[0].index, ports[0].mtu_bytes), ("vt-000000b1", tap.index, tap::MTU_BYTES));
+        assert_eq!(
+            (ports[0].name.as_str(), ports[0].index, ports[0].mtu_bytes),
+            ("vt-000000b1", tap.index, tap::MTU_BYTES)
+        );
         assert_eq!(ports[0].state, InterfaceState::Up);
 
         let second = netdev.create_tap(BLUE).await.unwrap_err();
