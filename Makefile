@@ -73,10 +73,15 @@ check: deps ## Format, lints, documentation, purity of the overlay, licences (wi
 	if impure=$$(awk '{ print $$1 }' <<< "$$tree" | sort -u | grep -E '$(IMPURE)'); then \
 		echo "The overlay must not depend on:" $$impure >&2; exit 1; \
 	fi
-	@if $(CARGO) deny --version > /dev/null 2>&1; then \
-		$(CARGO) deny --locked check; \
-	else \
+	@if ! $(CARGO) deny --version > /dev/null 2>&1; then \
 		echo "cargo-deny is not installed: licences and advisories were not checked"; \
+	else \
+		$(CARGO) deny --locked --log-level error check bans licenses sources; \
+		if $(CARGO) deny --locked --log-level off fetch db > /dev/null 2>&1; then \
+			$(CARGO) deny --locked --log-level error check --disable-fetch advisories; \
+		else \
+			echo "The advisory database is out of reach: advisories were not checked"; \
+		fi; \
 	fi
 	@echo "check: passed"
 
@@ -129,7 +134,7 @@ fuzz: deps ## Fuzz the decoders: FUZZ="nd ticket" FUZZ_TIME=60, all for 10 s eac
 	fuzz/run $(FUZZ_TIME) $(FUZZ)
 
 .PHONY: install
-install: ## Install what `make release` built: PREFIX=/usr/local; binary, manual, completions, systemd unit, group
+install: ## Install what `make release` built: PREFIX=/usr/local; binary, manual, completions, systemd unit, user
 	@test -x $(TARGET)/release/virtuoso || { echo "Run 'make release' first" >&2; exit 1; }
 	install -D -m 755 $(TARGET)/release/virtuoso $(DESTDIR)$(PREFIX)/bin/virtuoso
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1
@@ -144,7 +149,8 @@ install: ## Install what `make release` built: PREFIX=/usr/local; binary, manual
 	install -D -m 644 dist/sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/virtuoso.conf
 	install -D -m 644 dist/agent.toml $(DESTDIR)$(PREFIX)/share/doc/virtuoso/agent.toml
 	@if [ -z '$(DESTDIR)' ] && [ "$$(id -u)" = 0 ]; then \
-		getent group virtuoso > /dev/null || groupadd --system virtuoso; \
+		getent passwd virtuoso > /dev/null || \
+			useradd --system --user-group --home-dir /var/lib/virtuoso --shell /usr/sbin/nologin virtuoso; \
 		if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi; \
 	fi
 
