@@ -4,7 +4,7 @@
 //! manifest, and with it each chunk alone, from whatever host it comes and in whatever order. A digest of the content
 //! itself would prove nothing before the last byte is here.
 //!
-//! The bytes: [`MAGIC`], the size (8 bytes, little endian), then 32 bytes for each chunk. All zeros instead of a
+//! The bytes: a magic word, the size (8 bytes, little endian), then 32 bytes for each chunk. All zeros instead of a
 //! digest stand for a chunk of zeros, which is stored nowhere.
 
 use anyhow::{Context, ensure};
