@@ -5,7 +5,8 @@
 //!  UDP (GRO) -> demux -> QUIC -> chunks -> Switch::egress -> vnet header rebuilt -> port (TAP)
 //! ```
 //! The switch decides, the engine does. The control plane shares the socket through a [`ControlPort`] and speaks to the
-//! engine through an [`EngineHandle`]; it is never waited for. Nothing in here knows libp2p's swarm, bridges or the API.
+//! engine through an [`EngineHandle`]; it is never waited for. Nothing in here knows libp2p's swarm, bridges or the
+//! API.
 
 mod cid;
 mod clock;

@@ -1,4 +1,5 @@
-//! A virtio-net header and its frame from a peer: what is rebuilt stays as it is when it is rebuilt again, and can be cut.
+//! A virtio-net header and its frame from a peer: what is rebuilt stays as it is when it is rebuilt again, and
+//! can be cut.
 
 #![no_main]
 

@@ -1,4 +1,5 @@
-//! The core's side of the data plane: work for the engine, in order, without waiting for it in the middle of a decision.
+//! The core's side of the data plane: work for the engine, in order, without waiting for it in the middle of a
+//! decision.
 
 use crate::engine::{EngineHandle, PortConfig, TapOffloads};
 use crate::netdev::Tap;

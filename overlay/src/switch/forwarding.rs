@@ -41,8 +41,8 @@ pub enum Egress {
 }
 
 impl Switch {
-    /// Decides where a packet goes that the port of `network` sent. `head` holds its first bytes (all of a short one, at
-    /// least 256 of a long one), `len` is its whole length, both with the virtio-net header.
+    /// Decides where a packet goes that the port of `network` sent. `head` holds its first bytes (all of a short one,
+    /// at least 256 of a long one), `len` is its whole length, both with the virtio-net header.
     // HOT PATH
     pub fn ingress(&mut self, now: Instant, network: NetworkId, head: &[u8], len: usize) -> Ingress<'_> {
         let Some((vnet, frame)) = head.split_at_checked(VNET_BYTES) else {
