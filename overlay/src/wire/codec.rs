@@ -1,7 +1,8 @@
 //! Encoding of everything that hosts tell each other, save frames. The only user of bincode.
 //!
 //! Every encoding begins with a version byte. Decoding is bounded by a limit that the caller names, allocates no more
-//! than that, and refuses bytes that are left over, so that one value has one encoding.
+//! than that, and refuses bytes that are left over. A number may be encoded in more than one length, so what is signed
+//! or hashed is always encoded anew, never taken from the wire.
 
 use bincode::config::{self, Configuration, Limit, LittleEndian, Varint};
 use bincode::{Decode, Encode};
