@@ -49,6 +49,8 @@ pub const HOLD_TIME_MAX: Duration = Duration::from_secs(5);
 pub const HOLD_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Bytes of frames that wait on one host.
 pub const HOLD_TOTAL_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// How long after its arrival here frames may come in that a guest sent from where it was before.
+pub const STRAGGLER_TIME: Duration = Duration::from_secs(1);
 /// How long a departed address stays claimed for the host that will ask for it. A VM manager's cold move takes seconds.
 pub const DEPARTED_TIME: Duration = Duration::from_secs(30);
 /// How long a silent address without a known interface stays claimed.

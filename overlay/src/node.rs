@@ -8,7 +8,7 @@ mod comparison;
 mod tests;
 
 use crate::crypto::{Signer, Verifier};
-use crate::ids::{HostId, SwarmId};
+use crate::ids::{HostId, Mac, NetworkId, SwarmId};
 use crate::limits::{
     GOSSIP_BYTES_MAX, REFRESH_INTERVAL_MAX, REFRESH_INTERVAL_MIN, SYNC_INTERVAL, SYNC_REQUEST_BYTES_MAX,
     SYNC_RESPONSE_BYTES_MAX,
@@ -37,6 +37,8 @@ pub struct Node {
     comparisons: BTreeMap<RequestId, Comparison>,
     next_request: u64,
     outbox: Vec<Row>,
+    /// Addresses that more than one host claims, or did when we last looked.
+    contested: BTreeSet<(NetworkId, Mac)>,
     effects: VecDeque<NodeEffect>,
     refresh_at: Instant,
     compare_at: Instant,
@@ -77,6 +79,8 @@ pub enum Change {
     Alive(HostId),
     /// A host's lease ran out.
     Silent(HostId),
+    /// A host's agent began anew: what it said before is void. Its rows are told after this.
+    Restarted(HostId),
     /// A host said goodbye or was silent for so long that its rows are gone.
     Left(HostId),
 }
@@ -145,6 +149,7 @@ impl Node {
             comparisons: BTreeMap::new(),
             next_request: 0,
             outbox: Vec::new(),
+            contested: BTreeSet::new(),
             effects: VecDeque::new(),
             refresh_at: now.mono + REFRESH_INTERVAL_MIN + jitter,
             compare_at: now.mono + SYNC_INTERVAL + jitter,
@@ -301,6 +306,7 @@ impl Node {
 
     fn sweep(&mut self, now: Instant) {
         self.sweep_at = now + (self.refresh_interval() / 5).max(SWEEP_INTERVAL);
+        self.tell_contested();
         let (silent, gone) = self.table.sweep(now, self.me);
         for host in silent {
             self.changed(Change::Silent(host));
@@ -317,8 +323,7 @@ impl Node {
     fn take(&mut self, now: Now, aged: AgedRow) -> Taken {
         let AgedRow { row, age_s } = aged;
         if row.writer == self.me {
-            self.outrun(now, row.version);
-            return Taken::Known;
+            return self.take_own(now, &row);
         }
         if self.table.get(row.writer, row.key).is_some_and(|known| known.version >= row.version) {
             self.counters.stale += 1;
@@ -348,6 +353,8 @@ impl Node {
     fn insert(&mut self, now: Instant, row: Row, heard: Instant) -> Taken {
         let (writer, key, left) = (row.writer, row.key, row.body.is_none());
         let before = self.table.standing(writer, now).map(|(standing, _)| standing);
+        let known = self.table.get(writer, Key::Host).map(|row| row.version.incarnation);
+        let restarted = key == Key::Host && known.is_some_and(|known| known < row.version.incarnation);
         let (changed, voided) = match self.table.apply(row, heard, now) {
             Applied::Accepted { changed, voided } => (changed, voided),
             Applied::Stale => {
@@ -362,24 +369,36 @@ impl Node {
         for key in voided {
             self.changed(Change::Gone(writer, key));
         }
+        if restarted && writer != self.me {
+            self.tell_restarted(writer);
+        }
         if key == Key::Host && left {
             self.changed(Change::Left(writer));
         } else if key == Key::Host && before != Some(Standing::Alive) {
             self.changed(Change::Alive(writer));
         }
-        if changed {
+        // What was put and taken back between two messages was perhaps heard of in other ways.
+        if changed || left {
             self.changed(if left { Change::Gone(writer, key) } else { Change::Put(writer, key) });
         }
         Taken::New
     }
 
+    /// A row that this host is said to have written.
+    fn take_own(&mut self, now: Now, row: &Row) -> Taken {
+        if row.version > self.version {
+            if !row.is_signed(self.swarm, &*self.verifier) {
+                self.counters.refused += 1;
+                return Taken::Forged;
+            }
+            self.outrun(now, row.version);
+        }
+        Taken::Known
+    }
+
     /// Somebody has a row of ours that is newer than ours: this host's state directory is older than its last run.
     fn outrun(&mut self, now: Now, theirs: Version) {
-        let known = self.version;
-        if theirs <= known {
-            return;
-        }
-        self.version = Version { incarnation: theirs.incarnation + 1, seq: 0 };
+        self.version = Version { incarnation: theirs.incarnation.saturating_add(1), seq: 0 };
         let ours: Vec<Body> = self.table.bodies_of(self.me).cloned().collect();
         for body in ours {
             self.put(now, body);
@@ -388,6 +407,45 @@ impl Node {
 
     fn changed(&mut self, change: Change) {
         self.effects.push_back(NodeEffect::Changed(change));
+        match change {
+            Change::Put(_, Key::Claim(network, mac)) if self.table.claimants(network, mac).nth(1).is_some() => {
+                self.contested.insert((network, mac));
+            }
+            // Another claim that was not believed because of it may hold now.
+            Change::Gone(host, Key::Claim(network, mac)) => self.tell_claims(network, mac, Some(host)),
+            Change::Put(..)
+            | Change::Gone(..)
+            | Change::Alive(_)
+            | Change::Silent(_)
+            | Change::Restarted(_)
+            | Change::Left(_) => {}
+        }
+    }
+
+    /// Rows of the new life may have come before the host row that tells of it.
+    fn tell_restarted(&mut self, host: HostId) {
+        self.changed(Change::Restarted(host));
+        let keys: Vec<Key> = self.table.bodies_of(host).map(Body::key).filter(|key| *key != Key::Host).collect();
+        for key in keys {
+            self.changed(Change::Put(host, key));
+        }
+    }
+
+    fn tell_claims(&mut self, network: NetworkId, mac: Mac, except: Option<HostId>) {
+        let claimants = self.table.claimants(network, mac).filter(|host| Some(*host) != except);
+        let told = claimants.map(|host| NodeEffect::Changed(Change::Put(host, Key::Claim(network, mac))));
+        self.effects.extend(told);
+    }
+
+    /// Addresses that several hosts claim are told again until all but one have given way: what was not believed when
+    /// it came may be believed now.
+    fn tell_contested(&mut self) {
+        for (network, mac) in std::mem::take(&mut self.contested) {
+            if self.table.claimants(network, mac).nth(1).is_some() {
+                self.contested.insert((network, mac));
+                self.tell_claims(network, mac, None);
+            }
+        }
     }
 
     /// Packs the rows written since the last call into as few messages as fit.

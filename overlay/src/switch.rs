@@ -307,6 +307,21 @@ impl Switch {
         self.on_evidence(now, host);
     }
 
+    /// `host` left, or its agent began anew: what it claimed before is void, also what no table row ever told of.
+    pub fn handle_gone(&mut self, now: Instant, host: HostId) {
+        let mut held: Vec<(NetworkId, Mac)> = self
+            .segments
+            .iter()
+            .flat_map(|(network, segment)| segment.bindings.iter().map(move |(mac, binding)| (*network, *mac, binding)))
+            .filter(|(_, _, binding)| binding.claim.holder == host)
+            .map(|(network, mac, _)| (network, mac))
+            .collect();
+        held.sort_unstable();
+        for (network, mac) in held {
+            self.handle_released(now, network, mac, host, Epoch(u64::MAX));
+        }
+    }
+
     /// Takes the next effect.
     pub fn poll_effect(&mut self) -> Option<SwitchEffect> {
         self.effects.pop_front()
@@ -349,6 +364,11 @@ impl Switch {
             .collect();
         entries.sort_unstable_by_key(|entry| entry.mac);
         entries
+    }
+
+    /// Who holds an address, as far as this host knows.
+    pub fn holder(&self, network: NetworkId, mac: Mac) -> Option<HostId> {
+        Some(self.segments.get(&network)?.bindings.get(&mac)?.claim.holder)
     }
 
     /// Frames that died while they waited here.

@@ -1,8 +1,9 @@
 //! What a few nodes do together.
 
 use super::*;
+use crate::claims::Claim;
 use crate::crypto::testing::Toy;
-use crate::ids::{Digest, Mac, NetworkId};
+use crate::ids::{Digest, Epoch};
 use crate::membership::{Certificate, CertificateRequest, Roles};
 use crate::table::{HostRow, ImageRow, Resources};
 use crate::time::UnixTime;
@@ -262,9 +263,84 @@ fn strangers_and_forgers_write_nothing() {
     let bytes = Gossip { rows: vec![forged] }.encode();
     assert_eq!(pool.nodes[0].handle_gossip(now, &bytes), GossipVerdict::Reject);
     assert_eq!(pool.nodes[0].handle_gossip(now, b"junk"), GossipVerdict::Reject);
-    let claim =
-        Body::Claim(crate::claims::Claim::first(NetworkId(1), Mac([2; 6]), Toy(1).host(), crate::ids::Epoch(1)));
+    let claim = Body::Claim(Claim::first(NetworkId(1), Mac([2; 6]), Toy(1).host(), Epoch(1)));
     assert!(!claim.is_well_formed(Toy(0).host()));
+}
+
+#[test]
+fn a_forged_row_in_our_name_changes_nothing() {
+    let mut pool = Pool::new(1);
+    let now = pool.now;
+    let version = Version { incarnation: u64::MAX, seq: u64::MAX };
+    let mut forged = Row::sign(SwarmId([AUTHORITY; 32]), &Toy(50), Key::Host, version, None);
+    forged.writer = Toy(0).host();
+    let bytes = Gossip { rows: vec![forged] }.encode();
+    assert_eq!(pool.nodes[0].handle_gossip(now, &bytes), GossipVerdict::Reject);
+    assert_eq!(pool.nodes[0].version.incarnation, 1);
+}
+
+fn claim(key: u8) -> Body {
+    Body::Claim(Claim::first(NetworkId(1), Mac([2; 6]), Toy(key).host(), Epoch(1)))
+}
+
+#[test]
+fn a_rival_claim_is_told_again_when_the_other_one_is_gone() {
+    let mut pool = Pool::new(3);
+    pool.connect_all();
+    pool.put(0, claim(0));
+    pool.put(1, claim(1));
+    pool.changes[2].clear();
+    let now = pool.now;
+    pool.nodes[0].take_back(now, claim(0).key());
+    pool.settle();
+    let (gone, told) = (Change::Gone(Toy(0).host(), claim(0).key()), Change::Put(Toy(1).host(), claim(1).key()));
+    assert_eq!(pool.changes[2], [gone, told]);
+}
+
+#[test]
+fn contested_claims_are_told_until_one_is_left() {
+    let mut pool = Pool::new(3);
+    pool.connect_all();
+    pool.put(0, claim(0));
+    pool.put(1, claim(1));
+    pool.changes[2].clear();
+    pool.pass(Duration::from_secs(5));
+    assert!(pool.changes[2].contains(&Change::Put(Toy(0).host(), claim(0).key())));
+    assert!(pool.changes[2].contains(&Change::Put(Toy(1).host(), claim(1).key())));
+    let now = pool.now;
+    pool.nodes[0].take_back(now, claim(0).key());
+    pool.settle();
+    pool.pass(Duration::from_secs(3));
+    pool.changes[2].clear();
+    pool.pass(Duration::from_secs(3));
+    assert_eq!(pool.changes[2], []);
+}
+
+#[test]
+fn what_is_put_and_taken_back_at_once_is_told_to_be_gone() {
+    let mut pool = Pool::new(2);
+    pool.connect_all();
+    let now = pool.now;
+    pool.nodes[0].put(now, claim(0));
+    pool.nodes[0].take_back(now, claim(0).key());
+    // Only the last version arrives.
+    while pool.nodes[0].poll_effect().is_some() {}
+    pool.nodes[0].compare(Toy(1).host());
+    pool.settle();
+    assert!(pool.changes[1].contains(&Change::Gone(Toy(0).host(), claim(0).key())));
+}
+
+#[test]
+fn a_restart_is_told_before_what_the_new_life_says() {
+    let mut pool = Pool::new(2);
+    pool.connect_all();
+    let now = pool.now;
+    pool.nodes[1] = start(1, 2, now);
+    pool.nodes[1].put(now, claim(1));
+    pool.connect_all();
+    let restarted = pool.changes[0].iter().position(|change| *change == Change::Restarted(Toy(1).host()));
+    let told = pool.changes[0].iter().rposition(|change| *change == Change::Put(Toy(1).host(), claim(1).key()));
+    assert!(restarted.is_some() && restarted < told, "{:?}", pool.changes[0]);
 }
 
 #[test]

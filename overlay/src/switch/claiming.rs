@@ -74,7 +74,9 @@ impl Switch {
                     // Of a third host only what the former holder signed is believed.
                     let signed = matches!(claim.ground, Ground::Handoff { .. });
                     if claim.holder == from || claim.holder == self.me || signed {
-                        self.handle_claim(now, claim);
+                        // Whoever we take for the holder knows best that it is not.
+                        let vouched = self.holder(claim.network, claim.mac) == Some(from);
+                        self.judge(now, claim, vouched);
                     }
                 }
             }
@@ -83,13 +85,17 @@ impl Switch {
             Message::Grant(_) => {}
             Message::Refuse(claim) if claim.holder == from => self.on_refuse(now, claim),
             Message::Refuse(_) => {}
-            Message::Release { network, mac, epoch } => self.handle_released(network, mac, from, epoch),
+            Message::Release { network, mac, epoch } => self.handle_released(now, network, mac, from, epoch),
         }
         Ok(())
     }
 
     /// A claim from a table row of its holder, or from its link.
     pub fn handle_claim(&mut self, now: Instant, claim: Claim) {
+        self.judge(now, claim, false);
+    }
+
+    fn judge(&mut self, now: Instant, claim: Claim, vouched: bool) {
         let (network, mac) = (claim.network, claim.mac);
         let Some(segment) = self.segments.get(&network) else { return };
         if claim.holder == self.me {
@@ -99,7 +105,7 @@ impl Switch {
         if known.is_none() && segment.bindings.len() >= CLAIMS_PER_NETWORK_MAX {
             return;
         }
-        let lapsed = known.is_some_and(|binding| self.is_lapsed(binding.claim.holder));
+        let lapsed = vouched || known.is_some_and(|binding| self.is_lapsed(binding.claim.holder));
         match claim.judge(known.map(|binding| &binding.claim), lapsed, &*self.verifier) {
             Verdict::Accept => self.believe(now, claim),
             Verdict::Conflict => self.on_conflict(now, claim),
@@ -109,11 +115,25 @@ impl Switch {
     }
 
     /// The holder took its claim of this address back.
-    pub fn handle_released(&mut self, network: NetworkId, mac: Mac, holder: HostId, epoch: Epoch) {
+    pub fn handle_released(&mut self, now: Instant, network: NetworkId, mac: Mac, holder: HostId, epoch: Epoch) {
         let Some(binding) = self.binding(network, mac) else { return };
-        if binding.claim.holder == holder && binding.claim.epoch <= epoch && binding.state == State::Remote {
-            self.forget(network, mac);
-            self.event(SwitchEvent::Released { network, mac, holder });
+        if binding.disputed.as_ref().is_some_and(|claim| claim.holder == holder && claim.epoch <= epoch) {
+            binding.disputed = None;
+        }
+        if binding.claim.holder != holder || binding.claim.epoch > epoch {
+            return;
+        }
+        match binding.state {
+            State::Remote => {
+                self.forget(network, mac);
+                self.event(SwitchEvent::Released { network, mac, holder });
+            }
+            // Our port shows it, and nobody else has it now.
+            State::Wanted { .. } | State::Refused => {
+                self.event(SwitchEvent::Released { network, mac, holder });
+                self.take_over(now, network, mac);
+            }
+            State::Local { .. } | State::Probed { .. } | State::Departed { .. } => {}
         }
     }
 
@@ -184,7 +204,10 @@ impl Switch {
     /// The address is in `State::Local` with a new claim of ours: the world hears of it.
     fn claimed(&mut self, now: Instant, network: NetworkId, mac: Mac) {
         let Some(claim) = self.binding(network, mac).map(|binding| binding.claim.clone()) else { return };
-        self.set_deadline_in(now, network, mac, LOCAL_IDLE_TIME);
+        // A probe that is under way keeps its deadline.
+        if matches!(self.state(network, mac), Some(State::Local { .. })) {
+            self.set_deadline_in(now, network, mac, LOCAL_IDLE_TIME);
+        }
         self.event(SwitchEvent::Claimed { network, mac, holder: claim.holder, epoch: claim.epoch });
         self.announce(&claim);
         self.effects.push_back(SwitchEffect::Upward(Upward::Publish(claim)));
@@ -290,6 +313,12 @@ impl Switch {
             }
             State::Departed { .. } => self.grant(now, network, mac, asker),
             State::Probed { .. } => {}
+            State::Remote if binding.claim.epoch < epoch => {
+                // We held it in an epoch that we do not remember.
+                let held = Claim::first(network, mac, me, epoch);
+                self.adopt(now, held, State::Departed { since: now });
+                self.grant(now, network, mac, asker);
+            }
             State::Remote | State::Wanted { .. } | State::Refused => {
                 let claim = binding.claim.clone();
                 self.send(asker, &Message::Claims(vec![claim]));
@@ -324,25 +353,29 @@ impl Switch {
         self.send(to, &Message::Grant(claim.clone()));
         self.believe(now, claim.clone());
         self.announce(&claim);
-        self.effects.push_back(SwitchEffect::Upward(Upward::Withdraw { network, mac }));
     }
 
     fn on_grant(&mut self, now: Instant, claim: Claim) {
         let (network, mac) = (claim.network, claim.mac);
-        let Some(binding) = self.segments.get(&network).and_then(|segment| segment.bindings.get(&mac)) else { return };
-        let lapsed = self.is_lapsed(binding.claim.holder);
-        if claim.judge(Some(&binding.claim), lapsed, &*self.verifier) != Verdict::Accept {
+        let Some(segment) = self.segments.get(&network) else { return };
+        let known = segment.bindings.get(&mac);
+        let lapsed = known.is_some_and(|binding| self.is_lapsed(binding.claim.holder));
+        if claim.judge(known.map(|binding| &binding.claim), lapsed, &*self.verifier) != Verdict::Accept {
             return;
         }
-        let (from, state) = (binding.claim.holder, binding.state);
-        self.event(SwitchEvent::Moved { network, mac, from, to: claim.holder, epoch: claim.epoch });
-        if let State::Wanted { port, .. } = state {
+        let (from, state) = (known.map(|binding| binding.claim.holder), known.map(|binding| binding.state));
+        if let Some(from) = from {
+            self.event(SwitchEvent::Moved { network, mac, from, to: claim.holder, epoch: claim.epoch });
+        }
+        if let Some(State::Wanted { port, .. }) = state {
             self.adopt(now, claim, State::Local { port, seen: now });
             self.claimed(now, network, mac);
             self.release_held(network, mac);
         } else {
-            // The port that asked is gone again: we answer for the address until somebody else asks.
-            self.adopt(now, claim, State::Departed { since: now });
+            // The port that asked is gone again: we answer for the address until somebody else asks, and tell so.
+            self.adopt(now, claim.clone(), State::Departed { since: now });
+            self.announce(&claim);
+            self.effects.push_back(SwitchEffect::Upward(Upward::Publish(claim)));
             self.set_deadline_in(now, network, mac, HOLD_TIME_MAX);
         }
     }
@@ -379,9 +412,12 @@ impl Switch {
             None => self.event(SwitchEvent::Claimed { network, mac, holder, epoch }),
             Some(_) => {}
         }
-        if matches!(before, Some((state, _)) if state.is_ours()) && state != State::Remote {
-            // A claim beat ours while our port shows the address: two ports have it.
+        let was_ours = matches!(before, Some((state, _)) if state.is_ours());
+        if was_ours {
             self.effects.push_back(SwitchEffect::Upward(Upward::Withdraw { network, mac }));
+        }
+        if was_ours && state != State::Remote {
+            // A claim beat ours while our port shows the address: two ports have it.
             self.event(SwitchEvent::Conflict { network, mac, holder, other: self.me });
         }
         match state {
@@ -431,7 +467,6 @@ impl Switch {
                 self.claimed(now, network, mac);
             }
             State::Departed { .. } if claim.epoch > binding.claim.epoch => {
-                self.effects.push_back(SwitchEffect::Upward(Upward::Withdraw { network, mac }));
                 self.believe(now, claim.clone());
                 self.vouch(claim);
             }
@@ -470,10 +505,14 @@ impl Switch {
         self.announce(&signed);
     }
 
-    /// A holder that has been restarted begins at the first epoch: it must hear how far it was.
+    /// A holder that has been restarted begins at the first epoch: it must hear how far it was. So must one that
+    /// claims what it thinks nobody holds.
     fn on_stale(&mut self, claim: &Claim) {
+        let me = self.me;
         let Some(known) = self.binding(claim.network, claim.mac).map(|binding| &binding.claim) else { return };
-        if known.holder == claim.holder && claim.epoch < known.epoch {
+        let signed = matches!(known.ground, Ground::Handoff { .. });
+        let telling = known.holder == claim.holder || known.holder == me || signed;
+        if telling && claim.epoch < known.epoch {
             let known = known.clone();
             self.send(claim.holder, &Message::Claims(vec![known]));
         }

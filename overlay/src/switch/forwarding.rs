@@ -5,7 +5,7 @@ use super::{Switch, SwitchEffect, answer};
 use crate::claims::Claim;
 use crate::drop_reason::DropReason;
 use crate::ids::{HostId, Mac, NetworkId};
-use crate::limits::{HOP_LIMIT, REDIRECT_INTERVAL};
+use crate::limits::{HOP_LIMIT, REDIRECT_INTERVAL, STRAGGLER_TIME};
 use crate::switch::hold::Held;
 use crate::time::Instant;
 use crate::wire::ethernet::{self, EthernetView};
@@ -105,7 +105,13 @@ impl Switch {
         if src.is_group() || src == Mac::ZERO {
             return Egress::Drop(DropReason::BadSource);
         }
-        if segment.bindings.get(&src).is_some_and(|b| matches!(b.state, State::Local { .. })) {
+        // A guest may overtake its own frames when it moves here, and a frame from here may be sent back to where its
+        // destination has moved: here.
+        let looped = |b: &Binding| {
+            let moved = header.flags.has(Flags::FORWARDED) || now.since(b.since) < STRAGGLER_TIME;
+            matches!(b.state, State::Local { .. }) && (dst.is_group() || !moved)
+        };
+        if segment.bindings.get(&src).is_some_and(looped) {
             // What one of our ports sent comes back: a loop through two uplinks, or a duplicate elsewhere.
             return Egress::Drop(DropReason::Duplicate);
         }
@@ -114,9 +120,14 @@ impl Switch {
             return deliver;
         }
         match segment.bindings.get(&dst) {
-            Some(Binding { state: State::Departed { .. }, .. }) => Egress::Hold(dst, header),
+            // Of a flooded frame every host has a copy, also the one that the address went to.
+            Some(Binding { state: State::Departed { .. }, .. }) if !header.flags.has(Flags::FLOOD) => {
+                Egress::Hold(dst, header)
+            }
             Some(Binding { state: State::Remote | State::Refused, claim, .. })
-                if !header.flags.has(Flags::FLOOD) && claim.holder != from =>
+                if !header.flags.has(Flags::FLOOD)
+                    // The holder itself may have sent it before it knew; but it gets it back once only.
+                    && (claim.holder != from || !header.flags.has(Flags::FORWARDED)) =>
             {
                 let claim = claim.clone();
                 self.forward(now, from, header, claim)

@@ -381,3 +381,143 @@ fn stragglers_do_not_loop() {
     lab.arrive(1, Toy(0).host(), header, packet);
     assert!(lab.delivered.iter().all(|frames| frames.len() <= 1));
 }
+
+fn claim_of(host: u8, epoch: u64) -> Claim {
+    Claim::first(NET, GUEST, Toy(host).host(), Epoch(epoch))
+}
+
+fn state_at(lab: &Lab, host: usize) -> Option<AddressState> {
+    lab.switches[host].fdb(NET).into_iter().find(|entry| entry.mac == GUEST).map(|entry| entry.state)
+}
+
+#[test]
+fn whoever_gives_way_takes_its_row_back() {
+    let mut lab = Lab::new(2);
+    lab.link(false);
+    lab.switches[1].handle_local(lab.now, NET, GUEST, PORT, &[]);
+    lab.switches[1].depart(lab.now, NET, GUEST);
+    let winner = claim_of(0, 1);
+    assert!(Toy(0).host() < Toy(1).host());
+    lab.switches[1].handle_claim(lab.now, winner);
+    lab.settle();
+    assert!(lab.upward[1].contains(&Upward::Withdraw { network: NET, mac: GUEST }));
+}
+
+#[test]
+fn an_address_that_its_holder_releases_is_claimed_where_it_shows() {
+    let mut lab = Lab::new(2);
+    lab.switches[0].handle_local(lab.now, NET, GUEST, PORT, &[]);
+    lab.settle();
+    lab.link(false);
+    lab.send(1, &frame(TALKER, GUEST));
+    assert_eq!(state_at(&lab, 1), Some(AddressState::Wanted));
+    lab.switches[1].handle_released(lab.now, NET, GUEST, Toy(0).host(), Epoch(u64::MAX));
+    assert_eq!(state_at(&lab, 1), Some(AddressState::Local));
+}
+
+#[test]
+fn what_a_host_claimed_before_it_began_anew_is_void() {
+    let mut lab = Lab::new(2);
+    lab.switches[0].handle_local(lab.now, NET, GUEST, PORT, &[]);
+    lab.settle();
+    lab.switches[1].handle_gone(lab.now, Toy(0).host());
+    assert_eq!(state_at(&lab, 1), None);
+}
+
+#[test]
+fn flooded_frames_do_not_wait_for_a_departed_address() {
+    let mut lab = Lab::new(2);
+    lab.switches[0].handle_local(lab.now, NET, GUEST, PORT, &[]);
+    lab.switches[0].depart(lab.now, NET, GUEST);
+    let flags = Flags::VNET.with(Flags::FLOOD);
+    let header = FrameHeader { network: NET, hops: HOP_LIMIT, flags };
+    let packet = [&[0; VNET_BYTES][..], &frame(GUEST, TALKER)].concat();
+    assert_eq!(lab.switches[0].egress(lab.now, Toy(1).host(), header, &packet), Egress::Deliver);
+}
+
+#[test]
+fn a_grant_for_an_address_that_was_forgotten_is_taken_and_told() {
+    let mut lab = Lab::new(2);
+    let granted = claim_of(0, 1).hand_off(Toy(1).host(), &Toy(0));
+    let message = Message::Grant(granted.clone()).encode();
+    lab.switches[1].handle_message(lab.now, Toy(0).host(), &message).unwrap();
+    lab.settle();
+    assert_eq!(state_at(&lab, 1), Some(AddressState::Departed));
+    assert!(lab.upward[1].contains(&Upward::Publish(granted)));
+}
+
+#[test]
+fn the_holder_itself_may_say_that_another_host_has_the_address() {
+    let mut lab = Lab::new(4);
+    lab.link(false);
+    lab.switches[3].handle_claim(lab.now, claim_of(1, 3));
+    // Signed by a host that had the address in the same epoch, somewhere else.
+    let moved = claim_of(0, 3).hand_off(Toy(2).host(), &Toy(0));
+    lab.switches[3].handle_claim(lab.now, moved.clone());
+    assert_eq!(lab.switches[3].holder(NET, GUEST), Some(Toy(1).host()));
+    let message = Message::Claims(vec![moved]).encode();
+    lab.switches[3].handle_message(lab.now, Toy(1).host(), &message).unwrap();
+    assert_eq!(lab.switches[3].holder(NET, GUEST), Some(Toy(2).host()));
+}
+
+#[test]
+fn a_probe_ends_although_the_claim_is_kept_meanwhile() {
+    let mut lab = Lab::new(2);
+    lab.switches[0].handle_local(lab.now, NET, GUEST, PORT, &[IpAddr::from([10, 0, 0, 1])]);
+    lab.settle();
+    lab.send(1, &frame(TALKER, GUEST));
+    assert_eq!(state_at(&lab, 0), Some(AddressState::Probed));
+    let taken = Claim { ground: crate::claims::Ground::Lapsed { from: Toy(0).host() }, ..claim_of(1, 2) };
+    lab.switches[0].handle_claim(lab.now, taken);
+    lab.pass(PROBE_TIME * 4);
+    lab.assert_held_by(1);
+}
+
+#[test]
+fn whoever_claims_what_moved_on_long_ago_hears_of_it() {
+    let mut lab = Lab::new(3);
+    lab.link(false);
+    let moved = claim_of(0, 5).hand_off(Toy(1).host(), &Toy(0));
+    lab.switches[0].handle_claim(lab.now, moved);
+    lab.switches[2].handle_local(lab.now, NET, GUEST, PORT, &[]);
+    lab.link(true);
+    assert_eq!(lab.switches[2].fdb(NET)[0].epoch, Epoch(7), "host 1 has it no more and signs it over");
+}
+
+#[test]
+fn frames_that_a_guest_sent_before_it_came_here_arrive() {
+    let mut lab = Lab::new(2);
+    lab.switches[0].handle_local(lab.now, NET, GUEST, PORT, &[]);
+    let header = FrameHeader { network: NET, hops: HOP_LIMIT, flags: Flags::VNET };
+    let packet = [&[0; VNET_BYTES][..], &frame(TALKER, GUEST)].concat();
+    assert_eq!(lab.switches[0].egress(lab.now, Toy(1).host(), header, &packet), Egress::Deliver);
+    lab.pass(Duration::from_secs(2));
+    let late = lab.switches[0].egress(lab.now, Toy(1).host(), header, &packet);
+    assert_eq!(late, Egress::Drop(DropReason::Duplicate));
+}
+
+#[test]
+fn frames_follow_their_destination_back_to_where_they_came_from() {
+    let mut lab = Lab::new(2);
+    lab.switches[1].handle_local(lab.now, NET, GUEST, PORT, &[]);
+    lab.send(0, &frame(GUEST, TALKER));
+    lab.pass(Duration::from_secs(2));
+    lab.switches[1].depart(lab.now, NET, GUEST);
+    lab.send(0, &frame(GUEST, TALKER));
+    let before = lab.delivered[0].len();
+    lab.switches[0].handle_local(lab.now, NET, GUEST, PORT, &[]);
+    lab.settle();
+    assert_eq!(lab.delivered[0].len(), before + 1);
+}
+
+#[test]
+fn a_frame_that_crosses_the_grant_goes_back_to_the_new_holder_once() {
+    let mut lab = Lab::new(2);
+    lab.switches[0].handle_claim(lab.now, claim_of(1, 2));
+    let header = FrameHeader { network: NET, hops: HOP_LIMIT, flags: Flags::VNET };
+    let packet = [&[0; VNET_BYTES][..], &frame(GUEST, TALKER)].concat();
+    let back = lab.switches[0].egress(lab.now, Toy(1).host(), header, &packet);
+    let Egress::Forward(to, header) = back else { panic!("{back:?}") };
+    assert_eq!(to, Toy(1).host());
+    assert_eq!(lab.switches[0].egress(lab.now, Toy(1).host(), header, &packet), Egress::Deliver);
+}

@@ -2,10 +2,10 @@
 
 use super::row::short_hash;
 use super::{Body, HostRow, Key, Row, Version};
-use crate::ids::HostId;
+use crate::ids::{HostId, Mac, NetworkId};
 use crate::limits::{GONE_AFTER_REFRESHES, HOSTS_MAX, LEASE_REFRESHES, ROWS_PER_HOST_MAX};
 use crate::time::Instant;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// Buckets of the digest. Two tables that differ in a few rows differ in a few buckets.
@@ -16,12 +16,15 @@ pub struct Table {
     writers: BTreeMap<HostId, Writer>,
     /// By [`Row::name`].
     names: BTreeMap<u64, (HostId, Key)>,
+    /// Who claims which address.
+    claimants: BTreeSet<(NetworkId, Mac, HostId)>,
     buckets: [u64; BUCKETS],
 }
 
 /// The rows of one host.
 struct Writer {
-    rows: BTreeMap<Key, Row>,
+    /// Boxed: a tree's node has room for eleven entries, and most hosts have few.
+    rows: BTreeMap<Key, Box<Row>>,
     /// Rows of older incarnations are void.
     incarnation: u64,
     /// When it wrote its host row, as far as this host can tell.
@@ -58,7 +61,7 @@ pub enum Applied {
 
 impl Default for Table {
     fn default() -> Self {
-        Self { writers: BTreeMap::new(), names: BTreeMap::new(), buckets: [0; BUCKETS] }
+        Self { writers: BTreeMap::new(), names: BTreeMap::new(), claimants: BTreeSet::new(), buckets: [0; BUCKETS] }
     }
 }
 
@@ -116,7 +119,13 @@ impl Table {
 
     /// The row under (writer, key), taken back ones included.
     pub fn get(&self, writer: HostId, key: Key) -> Option<&Row> {
-        self.writers.get(&writer)?.rows.get(&key)
+        self.writers.get(&writer)?.rows.get(&key).map(|row| &**row)
+    }
+
+    /// The hosts that claim an address, in order.
+    pub fn claimants(&self, network: NetworkId, mac: Mac) -> impl Iterator<Item = HostId> {
+        let (first, last) = (HostId([0; 32]), HostId([u8::MAX; 32]));
+        self.claimants.range((network, mac, first)..=(network, mac, last)).map(|(_, _, host)| *host)
     }
 
     /// The row of a [`Row::name`].
@@ -150,7 +159,7 @@ impl Table {
 
     /// All rows, taken back ones included, in order of writer and key.
     pub fn rows(&self) -> impl Iterator<Item = &Row> {
-        self.writers.values().flat_map(|writer| writer.rows.values())
+        self.writers.values().flat_map(|writer| writer.rows.values()).map(|row| &**row)
     }
 
     /// Whether a host is there, and how long ago it last wrote.
@@ -168,7 +177,7 @@ impl Table {
     pub fn sweep(&mut self, now: Instant, me: HostId) -> (Vec<HostId>, Vec<HostId>) {
         let (mut silent, mut gone) = (Vec::new(), Vec::new());
         for (host, writer) in self.writers.iter_mut().filter(|(host, _)| **host != me) {
-            let refresh = refresh_of(writer.rows.get(&Key::Host));
+            let refresh = refresh_of(writer.rows.get(&Key::Host).map(|row| &**row));
             let age = now.since(writer.heard);
             if age > refresh * GONE_AFTER_REFRESHES {
                 gone.push(*host);
@@ -204,13 +213,19 @@ impl Table {
         self.toggle(name, row.version);
         self.names.insert(name, (row.writer, row.key));
         let Some(writer) = self.writers.get_mut(&row.writer) else { return Applied::Full };
-        let (key, version) = (row.key, row.version);
+        let (host, key, version) = (row.writer, row.key, row.version);
         let body = row.body.clone();
-        let old = writer.rows.insert(key, row);
+        let old = writer.rows.insert(key, Box::new(row));
         if let Some(old) = &old {
             self.toggle(name, old.version);
         }
         debug_assert!(old.as_ref().is_none_or(|old| old.version < version));
+        if let Key::Claim(network, mac) = key {
+            match body {
+                Some(_) => self.claimants.insert((network, mac, host)),
+                None => self.claimants.remove(&(network, mac, host)),
+            };
+        }
         Applied::Accepted { changed: old.and_then(|old| old.body) != body, voided }
     }
 
@@ -218,6 +233,9 @@ impl Table {
         let Some(row) = self.writers.get_mut(&host).and_then(|writer| writer.rows.remove(&key)) else { return };
         self.toggle(row.name(), row.version);
         self.names.remove(&row.name());
+        if let Key::Claim(network, mac) = key {
+            self.claimants.remove(&(network, mac, host));
+        }
     }
 
     /// Adds a row to the digest, or takes it out.
