@@ -105,6 +105,7 @@ impl Core {
             }
             SwitchEvent::Released { network, mac, holder } => {
                 tracing::debug!(%network, %mac, %holder, "An address is released");
+                self.tell_claims_again(network, mac, holder);
             }
         }
     }
@@ -117,6 +118,15 @@ impl Core {
                 tracing::debug!(%network, %mac, "Can't tell the bridge that an address left: {error:#}");
             }
         });
+    }
+
+    /// A claim that lost against the one that is gone may hold now.
+    fn tell_claims_again(&mut self, network: NetworkId, mac: Mac, except: HostId) {
+        let (Some(node), me) = (&self.node, self.me()) else { return };
+        let claimants: Vec<HostId> = node.table().claimants(network, mac).collect();
+        for host in claimants.into_iter().filter(|host| *host != except && *host != me) {
+            self.on_put(host, Key::Claim(network, mac));
+        }
     }
 
     pub(super) fn on_device_event(&mut self, event: netdev::Event) {

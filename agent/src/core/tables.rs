@@ -82,6 +82,7 @@ impl Core {
             | Change::Gone(host, _)
             | Change::Alive(host)
             | Change::Silent(host)
+            | Change::Restarted(host)
             | Change::Left(host)
                 if host == me =>
             {
@@ -97,8 +98,12 @@ impl Core {
                 self.plane.switch(move |switch, now| switch.handle_lapsed(now, host));
                 self.events.emit(EventKind::HostSuspected { host: Text(host), name: self.name_of(host) });
             }
+            Change::Restarted(host) => self.plane.switch(move |switch, now| switch.handle_gone(now, host)),
             Change::Left(host) => {
-                self.plane.switch(move |switch, now| switch.handle_lapsed(now, host));
+                self.plane.switch(move |switch, now| {
+                    switch.handle_lapsed(now, host);
+                    switch.handle_gone(now, host);
+                });
                 self.plane.forget(host);
                 self.update_participants();
                 self.events.emit(EventKind::HostGone { host: Text(host), name: self.name_of(host) });
@@ -112,7 +117,7 @@ impl Core {
         }
     }
 
-    fn on_put(&mut self, host: HostId, key: Key) {
+    pub(super) fn on_put(&mut self, host: HostId, key: Key) {
         let Some(body) =
             self.node.as_ref().and_then(|node| node.table().get(host, key)).and_then(|row| row.body.clone())
         else {
@@ -141,7 +146,7 @@ impl Core {
 
     fn on_gone(&mut self, host: HostId, key: Key) {
         if let Key::Claim(network, mac) = key {
-            self.plane.switch(move |switch, _| switch.handle_released(network, mac, host, Epoch(u64::MAX)));
+            self.plane.switch(move |switch, now| switch.handle_released(now, network, mac, host, Epoch(u64::MAX)));
         }
     }
 
