@@ -41,6 +41,8 @@ pub const LOCAL_CLAIMS_MAX: usize = 2_048;
 pub const PROBE_TIME: Duration = Duration::from_millis(200);
 /// Time after which an unanswered `Ask` is sent again.
 pub const ASK_INTERVAL: Duration = Duration::from_millis(500);
+/// A conflict that has not shown for this long is a new one when it shows again.
+pub const CONFLICT_INTERVAL: Duration = Duration::from_secs(60);
 /// How long a refused address stays silenced before the holder is asked again.
 pub const REFUSED_TIME: Duration = Duration::from_secs(2);
 /// How long frames wait for an address that is between two hosts.

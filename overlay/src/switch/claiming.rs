@@ -7,8 +7,8 @@ use crate::claims::{Claim, Ground, Verdict};
 use crate::drop_reason::DropReason;
 use crate::ids::{Epoch, HostId, Mac, NetworkId};
 use crate::limits::{
-    ASK_INTERVAL, CLAIM_IPS_MAX, CLAIMS_PER_NETWORK_MAX, DEPARTED_TIME, HOLD_TIME_MAX, LOCAL_CLAIMS_MAX,
-    LOCAL_IDLE_TIME, MESSAGE_CLAIMS_MAX, PROBE_TIME, REFUSED_TIME,
+    ASK_INTERVAL, CLAIM_IPS_MAX, CLAIMS_PER_NETWORK_MAX, CONFLICT_INTERVAL, DEPARTED_TIME, HOLD_TIME_MAX,
+    LOCAL_CLAIMS_MAX, LOCAL_IDLE_TIME, MESSAGE_CLAIMS_MAX, PROBE_TIME, REFUSED_TIME,
 };
 use crate::time::Instant;
 use crate::wire::announce::Announcement;
@@ -341,7 +341,7 @@ impl Switch {
         binding.state = State::Local { port, seen: now };
         let claim = binding.claim.clone();
         self.set_deadline_in(now, network, mac, LOCAL_IDLE_TIME);
-        self.event(SwitchEvent::Conflict { network, mac, holder: claim.holder, other: asker });
+        self.tell_conflict(now, network, mac, (claim.holder, asker));
         self.send(asker, &Message::Refuse(claim));
     }
 
@@ -387,7 +387,7 @@ impl Switch {
         if let Some(binding) = self.binding(network, mac).filter(|b| b.claim.holder == claim.holder) {
             binding.state = State::Refused;
             self.set_deadline_in(now, network, mac, REFUSED_TIME);
-            self.event(SwitchEvent::Conflict { network, mac, holder: claim.holder, other: me });
+            self.tell_conflict(now, network, mac, (claim.holder, me));
         }
     }
 
@@ -418,7 +418,7 @@ impl Switch {
         }
         if was_ours && state != State::Remote {
             // A claim beat ours while our port shows the address: two ports have it.
-            self.event(SwitchEvent::Conflict { network, mac, holder, other: self.me });
+            self.tell_conflict(now, network, mac, (holder, self.me));
         }
         match state {
             State::Wanted { .. } => self.ask(now, network, mac),
@@ -463,7 +463,7 @@ impl Switch {
                 binding.claim.epoch = Epoch(claim.epoch.0 + 1);
                 binding.claim.revision = 0;
                 binding.claim.ground = Ground::Kept { over: claim.holder };
-                self.event(SwitchEvent::Conflict { network, mac, holder, other: claim.holder });
+                self.tell_conflict(now, network, mac, (holder, claim.holder));
                 self.claimed(now, network, mac);
             }
             State::Departed { .. } if claim.epoch > binding.claim.epoch => {
@@ -472,14 +472,24 @@ impl Switch {
             }
             State::Local { .. } | State::Probed { .. } | State::Departed { .. } => {
                 let ours = binding.claim.clone();
-                self.event(SwitchEvent::Conflict { network, mac, holder, other: claim.holder });
+                self.tell_conflict(now, network, mac, (holder, claim.holder));
                 self.send(claim.holder, &Message::Claims(vec![ours]));
             }
             State::Remote | State::Wanted { .. } | State::Refused => {
                 if binding.disputed.replace(claim.clone()) != Some(claim.clone()) {
-                    self.event(SwitchEvent::Conflict { network, mac, holder, other: claim.holder });
+                    self.tell_conflict(now, network, mac, (holder, claim.holder));
                 }
             }
+        }
+    }
+
+    /// Tells the operator that two hosts have an address: once, as long as they are at it.
+    fn tell_conflict(&mut self, now: Instant, network: NetworkId, mac: Mac, (holder, other): (HostId, HostId)) {
+        let Some(binding) = self.binding(network, mac) else { return };
+        let pair = (holder.min(other), holder.max(other));
+        let known = binding.conflict.replace((pair, now));
+        if known.is_none_or(|(told, at)| told != pair || now.since(at) >= CONFLICT_INTERVAL) {
+            self.event(SwitchEvent::Conflict { network, mac, holder, other });
         }
     }
 

@@ -43,6 +43,8 @@ pub(super) struct Binding {
     pub(super) deadline: Option<Instant>,
     /// A claim that was not believed because the holder's lease ran: it is judged again when that changes.
     pub(super) disputed: Option<Claim>,
+    /// Between whom there was a conflict, and when it last showed.
+    pub(super) conflict: Option<((HostId, HostId), Instant)>,
     /// When this host last told a talker where the address went.
     pub(super) redirected: Option<(HostId, Instant)>,
 }
@@ -96,7 +98,16 @@ impl Segment {
 
 impl Binding {
     pub(super) fn new(now: Instant, claim: Claim, state: State) -> Self {
-        Self { claim, state, since: now, held: HeldFrames::default(), deadline: None, disputed: None, redirected: None }
+        Self {
+            claim,
+            state,
+            since: now,
+            held: HeldFrames::default(),
+            deadline: None,
+            disputed: None,
+            conflict: None,
+            redirected: None,
+        }
     }
 }
 
