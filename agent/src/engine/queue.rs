@@ -5,14 +5,21 @@
 
 use std::collections::VecDeque;
 use std::time::Duration;
+use virtuoso_overlay::limits::HOLD_TOTAL_BYTES_MAX;
 use virtuoso_overlay::time::Instant;
-use virtuoso_overlay::wire::frame::FrameHeader;
+use virtuoso_overlay::wire::frame::{Flags, FrameHeader};
 
 /// Bytes that wait for one link: eight super-frames, 5 ms at 800 Mbit/s.
 const QUEUE_BYTES_MAX: usize = 512 << 10;
 
 /// Packets that wait for one link, whatever their size: each costs its bookkeeping too.
 const QUEUE_PACKETS_MAX: usize = 2048;
+
+/// Bounds of what follows a moved address: frames that were held for it come all at once, and none of them may be lost.
+/// They are the ones that the switch has let go of, so the memory is the same.
+const FOLLOWING_BYTES_MAX: usize = HOLD_TOTAL_BYTES_MAX;
+/// See [`FOLLOWING_BYTES_MAX`]; frames of 64 bytes at least.
+const FOLLOWING_PACKETS_MAX: usize = FOLLOWING_BYTES_MAX / 64;
 
 /// A packet that waited this long is worth nothing any more: ARP and TCP have repeated it.
 const QUEUE_AGE_MAX: Duration = Duration::from_secs(3);
@@ -39,7 +46,11 @@ impl LinkQueue {
 
     /// Adds a copy of `packet`; false if there is no room.
     pub(super) fn push(&mut self, now: Instant, header: FrameHeader, packet: &[u8]) -> bool {
-        if self.bytes + packet.len() > QUEUE_BYTES_MAX || self.packets.len() >= QUEUE_PACKETS_MAX {
+        let (bytes_max, packets_max) = match header.flags.has(Flags::FORWARDED) {
+            true => (FOLLOWING_BYTES_MAX, FOLLOWING_PACKETS_MAX),
+            false => (QUEUE_BYTES_MAX, QUEUE_PACKETS_MAX),
+        };
+        if self.bytes + packet.len() > bytes_max || self.packets.len() >= packets_max {
             return false;
         }
         self.bytes += packet.len();
@@ -69,7 +80,6 @@ impl LinkQueue {
 mod tests {
     use super::*;
     use virtuoso_overlay::ids::NetworkId;
-    use virtuoso_overlay::wire::frame::Flags;
 
     const HEADER: FrameHeader = FrameHeader { network: NetworkId(1), hops: 1, flags: Flags::VNET };
 
@@ -80,6 +90,15 @@ mod tests {
         assert_eq!((0..100).filter(|_| queue.push(Instant(0), HEADER, &large)).count(), 8);
         while queue.pop().is_some() {}
         assert_eq!((0..5000).filter(|_| queue.push(Instant(0), HEADER, b"small")).count(), QUEUE_PACKETS_MAX);
+    }
+
+    #[test]
+    fn what_follows_a_moved_address_is_held_as_long_as_it_was() {
+        let following = FrameHeader { flags: Flags::VNET.with(Flags::FORWARDED), ..HEADER };
+        let mut queue = LinkQueue::default();
+        let frame = [0; 110];
+        assert!((0..40_000).all(|_| queue.push(Instant(0), following, &frame)), "four seconds of 10,000 frames");
+        assert!(!queue.push(Instant(0), HEADER, &frame), "other frames do not queue behind");
     }
 
     #[test]
