@@ -47,10 +47,17 @@ pub const CONFLICT_INTERVAL: Duration = Duration::from_secs(60);
 pub const REFUSED_TIME: Duration = Duration::from_secs(2);
 /// How long frames wait for an address that is between two hosts.
 pub const HOLD_TIME_MAX: Duration = Duration::from_secs(5);
-/// Bytes of frames that wait for one address: four seconds of 10,000 small frames a second.
-pub const HOLD_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Bytes of frames that wait for one address: five seconds of 10,000 frames of 300 bytes a second.
+pub const HOLD_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Bytes of frames that wait on one host.
-pub const HOLD_TOTAL_BYTES_MAX: usize = 32 * 1024 * 1024;
+pub const HOLD_TOTAL_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Frames that waited follow their address in slices, because the queues of links, TAPs and guests are short: 128 frames
+/// or 64 KiB each millisecond are more than what comes in meanwhile, and less than a virtio ring holds.
+pub const RELEASE_INTERVAL: Duration = Duration::from_millis(1);
+/// See [`RELEASE_INTERVAL`].
+pub const RELEASE_FRAMES: usize = 128;
+/// See [`RELEASE_INTERVAL`].
+pub const RELEASE_BYTES: usize = 64 * 1024;
 /// How long after its arrival here frames may come in that a guest sent from where it was before.
 pub const STRAGGLER_TIME: Duration = Duration::from_secs(1);
 /// How long a departed address stays claimed for the host that will ask for it. A VM manager's cold move takes seconds.

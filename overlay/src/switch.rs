@@ -56,6 +56,9 @@ pub struct Switch {
     hosts: BTreeMap<HostId, Peer>,
     timers: BTreeSet<(Instant, NetworkId, Mac)>,
     hold_budget: HoldBudget,
+    /// Addresses that have arrived, and whose frames follow in slices.
+    releasing: BTreeSet<(NetworkId, Mac)>,
+    release_at: Option<Instant>,
     effects: VecDeque<SwitchEffect>,
     reply: Vec<u8>,
     drops: DropCounters,
@@ -237,6 +240,8 @@ impl Switch {
             hosts: BTreeMap::new(),
             timers: BTreeSet::new(),
             hold_budget: HoldBudget::default(),
+            releasing: BTreeSet::new(),
+            release_at: None,
             effects: VecDeque::new(),
             reply: Vec::new(),
             drops: DropCounters::default(),
@@ -329,11 +334,17 @@ impl Switch {
 
     /// When [`Switch::handle_timeout`] has something to do.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.timers.first().map(|(at, _, _)| *at)
+        self.timers.first().map(|(at, _, _)| *at).into_iter().chain(self.release_at).min()
     }
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant) {
+        if self.release_at.is_some_and(|at| at <= now) {
+            self.release_at = None;
+            for (network, mac) in self.releasing.clone() {
+                self.release_slice(now, network, mac);
+            }
+        }
         while let Some(&(at, network, mac)) = self.timers.first() {
             if at > now {
                 break;

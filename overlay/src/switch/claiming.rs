@@ -8,7 +8,8 @@ use crate::drop_reason::DropReason;
 use crate::ids::{Epoch, HostId, Mac, NetworkId};
 use crate::limits::{
     ASK_INTERVAL, CLAIM_IPS_MAX, CLAIMS_PER_NETWORK_MAX, CONFLICT_INTERVAL, DEPARTED_TIME, HOLD_TIME_MAX,
-    LOCAL_CLAIMS_MAX, LOCAL_IDLE_TIME, MESSAGE_CLAIMS_MAX, PROBE_TIME, REFUSED_TIME,
+    LOCAL_CLAIMS_MAX, LOCAL_IDLE_TIME, MESSAGE_CLAIMS_MAX, PROBE_TIME, REFUSED_TIME, RELEASE_BYTES, RELEASE_FRAMES,
+    RELEASE_INTERVAL,
 };
 use crate::time::Instant;
 use crate::wire::announce::Announcement;
@@ -370,7 +371,7 @@ impl Switch {
         if let Some(State::Wanted { port, .. }) = state {
             self.adopt(now, claim, State::Local { port, seen: now });
             self.claimed(now, network, mac);
-            self.release_held(network, mac);
+            self.release_held(now, network, mac);
         } else {
             // The port that asked is gone again: we answer for the address until somebody else asks, and tell so.
             self.adopt(now, claim.clone(), State::Departed { since: now });
@@ -425,7 +426,7 @@ impl Switch {
             State::Refused => {}
             _ => {
                 self.set_deadline(network, mac, None);
-                self.release_held(network, mac);
+                self.release_held(now, network, mac);
             }
         }
     }
@@ -550,7 +551,7 @@ impl Switch {
         let Some(binding) = self.binding(network, mac) else { return };
         binding.state = State::Local { port, seen: now };
         self.set_deadline_in(now, network, mac, LOCAL_IDLE_TIME);
-        self.release_held(network, mac);
+        self.release_held(now, network, mac);
     }
 
     pub(super) fn on_deadline(&mut self, now: Instant, network: NetworkId, mac: Mac) {
@@ -617,25 +618,37 @@ impl Switch {
     }
 
     /// The address has arrived: what waited for it follows, in order.
-    fn release_held(&mut self, network: NetworkId, mac: Mac) {
-        let budget = &mut self.hold_budget;
-        let Some(binding) = self.segments.get_mut(&network).and_then(|s| s.bindings.get_mut(&mac)) else { return };
-        let to = binding.claim.holder;
-        let local = binding.state.is_ours();
-        for Held { header, packet } in binding.held.take(budget) {
-            let effect = match (local, header.hops.checked_sub(1)) {
-                (true, _) => SwitchEffect::Deliver { network, packet },
-                (false, Some(hops)) => {
-                    let flags = header.flags.with(Flags::FORWARDED);
-                    SwitchEffect::Transmit { to, header: FrameHeader { hops, flags, ..header }, packet }
-                }
-                (false, None) => {
-                    self.drops.count(DropReason::HopLimit);
-                    continue;
-                }
+    fn release_held(&mut self, now: Instant, network: NetworkId, mac: Mac) {
+        self.releasing.insert((network, mac));
+        self.release_slice(now, network, mac);
+    }
+
+    /// Lets some of the frames go that waited for an address. Later ones queue behind them until none is left.
+    pub(super) fn release_slice(&mut self, now: Instant, network: NetworkId, mac: Mac) {
+        let (mut frames, mut bytes) = (0, 0);
+        while frames < RELEASE_FRAMES && bytes < RELEASE_BYTES {
+            let binding = self.segments.get_mut(&network).and_then(|segment| segment.bindings.get_mut(&mac));
+            // It may have departed again.
+            let arrived = binding.filter(|binding| !matches!(binding.state, State::Departed { .. }));
+            let next =
+                arrived.and_then(|b| Some((b.held.pop(&mut self.hold_budget)?, b.claim.holder, b.state.is_ours())));
+            let Some((Held { header, packet }, to, is_ours)) = next else {
+                self.releasing.remove(&(network, mac));
+                return;
             };
-            self.effects.push_back(effect);
+            frames += 1;
+            bytes += packet.len();
+            match header.hops.checked_sub(1) {
+                _ if is_ours => self.effects.push_back(SwitchEffect::Deliver { network, packet }),
+                Some(hops) => {
+                    let flags = header.flags.with(Flags::FORWARDED);
+                    let header = FrameHeader { hops, flags, ..header };
+                    self.effects.push_back(SwitchEffect::Transmit { to, header, packet });
+                }
+                None => self.drops.count(DropReason::HopLimit),
+            }
         }
+        self.release_at.get_or_insert(now + RELEASE_INTERVAL);
     }
 
     fn drop_held(&mut self, network: NetworkId, mac: Mac) {

@@ -82,7 +82,7 @@ impl Switch {
         }
         match segment.bindings.get(&dst) {
             Some(Binding { state: State::Local { .. } | State::Probed { .. }, .. }) => Ingress::Drop(DropReason::Local),
-            Some(Binding { state: State::Departed { .. }, .. }) => Ingress::Hold(dst, header),
+            Some(binding) if binding.is_waited_for() => Ingress::Hold(dst, header),
             Some(binding) if !self.hosts.get(&binding.claim.holder).is_some_and(|peer| peer.is_lapsed()) => {
                 Ingress::Unicast(binding.claim.holder, header)
             }
@@ -121,7 +121,11 @@ impl Switch {
         }
         match segment.bindings.get(&dst) {
             // Of a flooded frame every host has a copy, also the one that the address went to.
-            Some(Binding { state: State::Departed { .. }, .. }) if !header.flags.has(Flags::FLOOD) => {
+            Some(binding) if binding.is_waited_for() && !header.flags.has(Flags::FLOOD) => {
+                if binding.state == State::Remote {
+                    let claim = binding.claim.clone();
+                    self.redirect(now, from, claim);
+                }
                 Egress::Hold(dst, header)
             }
             Some(Binding { state: State::Remote | State::Refused, claim, .. })

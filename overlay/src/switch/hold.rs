@@ -37,6 +37,19 @@ impl HeldFrames {
         true
     }
 
+    /// Takes the oldest packet out.
+    pub(super) fn pop(&mut self, budget: &mut HoldBudget) -> Option<Held> {
+        let held = self.queue.pop_front()?;
+        self.bytes -= held.packet.len();
+        budget.bytes -= held.packet.len();
+        Some(held)
+    }
+
+    /// Whether nothing waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
     /// Takes all packets out.
     pub(super) fn take(&mut self, budget: &mut HoldBudget) -> VecDeque<Held> {
         budget.bytes -= self.bytes;

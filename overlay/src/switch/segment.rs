@@ -111,6 +111,14 @@ impl Binding {
     }
 }
 
+impl Binding {
+    /// Whether frames for the address queue up: it is between two hosts, or those that waited for it are still on
+    /// their way.
+    pub(super) fn is_waited_for(&self) -> bool {
+        matches!(self.state, State::Departed { .. }) || !self.held.is_empty()
+    }
+}
+
 impl State {
     /// The interface of this host that shows the address, where it is known.
     pub(super) const fn port(&self) -> Option<PortId> {

@@ -3,7 +3,7 @@
 use super::*;
 use crate::crypto::testing::Toy;
 use crate::drop_reason::DropReason;
-use crate::limits::{DEPARTED_TIME, HOP_LIMIT, PROBE_TIME};
+use crate::limits::{DEPARTED_TIME, HOP_LIMIT, PROBE_TIME, RELEASE_FRAMES, RELEASE_INTERVAL};
 use crate::wire::arp::{self, ArpView, Operation};
 use crate::wire::ethernet::{EthernetView, VlanTags};
 use crate::wire::frame::{Flags, VNET_BYTES};
@@ -240,6 +240,33 @@ fn a_planned_move_loses_and_duplicates_nothing() {
     assert_eq!(lab.delivered[0].len(), 10);
     lab.assert_held_by(1);
     assert_eq!(lab.conflicts(0) + lab.conflicts(1) + lab.conflicts(2), 0);
+}
+
+#[test]
+fn frames_that_waited_follow_in_slices_and_in_order() {
+    let mut lab = Lab::new(3);
+    lab.switches[0].handle_local(lab.now, NET, GUEST, PORT, &[]);
+    lab.settle();
+    lab.switches[0].depart(lab.now, NET, GUEST);
+    let numbered = |n: u16| {
+        let mut frame = frame(GUEST, TALKER);
+        frame[14..16].copy_from_slice(&n.to_be_bytes());
+        frame
+    };
+    for n in 0..1000 {
+        lab.send(2, &numbered(n));
+    }
+    lab.switches[1].handle_local(lab.now, NET, GUEST, PORT, &[]);
+    lab.settle();
+    assert_eq!(lab.delivered[1].len(), RELEASE_FRAMES);
+    // A straggler queues behind those that waited.
+    let header = FrameHeader { network: NET, hops: HOP_LIMIT, flags: Flags::VNET };
+    lab.arrive(2, Toy(0).host(), header, [&[0; VNET_BYTES][..], &numbered(1000)].concat());
+    lab.pass(RELEASE_INTERVAL * 20);
+    let order: Vec<u16> =
+        lab.delivered[1].iter().map(|p| u16::from_be_bytes([p[VNET_BYTES + 14], p[VNET_BYTES + 15]])).collect();
+    assert_eq!(order, (0..=1000).collect::<Vec<u16>>());
+    assert_eq!(lab.switches[0].poll_timeout(), None, "nothing is left to do");
 }
 
 #[test]
