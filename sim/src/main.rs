@@ -1,1 +1,123 @@
-fn main() {}
+//! `virtuoso-sim`: seeds in, verdicts out.
+
+use clap::{Parser, Subcommand};
+use std::io::Write;
+use std::ops::Range;
+use std::process::ExitCode;
+use virtuoso_sim::options::Options;
+use virtuoso_sim::report::RunReport;
+use virtuoso_sim::scenarios::{scale, swarm};
+
+/// Runs the overlay of many hosts in virtual time.
+#[derive(Parser)]
+#[command(name = "virtuoso-sim", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Swarms under random mixes of faults, then peace.
+    Run(RunArgs),
+    /// The figures of a large swarm.
+    Scale(ScaleArgs),
+}
+
+#[derive(clap::Args)]
+struct RunArgs {
+    /// One seed; the options follow from it.
+    #[arg(long, conflicts_with = "seeds")]
+    seed: Option<u64>,
+    /// A range of seeds, such as 0..100.
+    #[arg(long, value_parser = parse_range)]
+    seeds: Option<Range<u64>>,
+    /// Hosts, instead of the number that was drawn.
+    #[arg(long)]
+    hosts: Option<usize>,
+    /// Seconds with faults, instead of what was drawn.
+    #[arg(long)]
+    seconds: Option<u64>,
+    /// No faults, whatever was drawn.
+    #[arg(long)]
+    calm: bool,
+    /// Prints JSON, one object for each run.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::Args)]
+struct ScaleArgs {
+    /// Hosts.
+    #[arg(long, default_value_t = 1_000)]
+    hosts: usize,
+    /// Everything follows from it.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Lost packets in a million.
+    #[arg(long, default_value_t = 10_000)]
+    loss_ppm: u32,
+    /// Prints JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Run(args) => run(&args),
+        Command::Scale(args) => scale(&args),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "Error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &RunArgs) -> anyhow::Result<bool> {
+    let seeds = match (&args.seeds, args.seed) {
+        (Some(seeds), _) => seeds.clone(),
+        (None, seed) => seed.unwrap_or(0)..seed.unwrap_or(0) + 1,
+    };
+    let mut fine = true;
+    for seed in seeds {
+        let report = swarm::run(options(seed, args));
+        fine &= report.failure.is_none();
+        print(&report, args.json)?;
+    }
+    Ok(fine)
+}
+
+fn scale(args: &ScaleArgs) -> anyhow::Result<bool> {
+    let report = scale::run(args.hosts, args.seed, args.loss_ppm);
+    let text = if args.json { serde_json::to_string(&report)? } else { report.text() };
+    writeln!(std::io::stdout(), "{text}")?;
+    Ok(report.missed.is_empty())
+}
+
+fn options(seed: u64, args: &RunArgs) -> Options {
+    let mut options = Options::draw(seed);
+    if args.calm {
+        options = Options::calm(seed, options.hosts);
+    }
+    if let Some(hosts) = args.hosts {
+        options.hosts = hosts;
+        options.ports = options.ports.min(hosts);
+    }
+    options.fault_s = args.seconds.unwrap_or(options.fault_s);
+    options
+}
+
+fn print(report: &RunReport, json: bool) -> anyhow::Result<()> {
+    let text = if json { serde_json::to_string(report)? } else { report.text() };
+    writeln!(std::io::stdout(), "{text}")?;
+    Ok(())
+}
+
+fn parse_range(text: &str) -> Result<Range<u64>, String> {
+    let parts = text.split_once("..").and_then(|(from, to)| Some(from.parse().ok()?..to.parse().ok()?));
+    parts.filter(|range| !range.is_empty()).ok_or_else(|| format!("'{text}' is no range such as 0..100"))
+}

@@ -1,0 +1,4 @@
+//! Whole runs.
+
+pub mod scale;
+pub mod swarm;
