@@ -104,7 +104,7 @@ sim-seeds: deps
 	@echo "sim: $(if $(SEED),seed $(SEED),seeds $(SEEDS)) passed"
 
 .PHONY: testbed
-testbed: deps ## Scenarios with real agents in network namespaces: SCENARIO="join late-joiner", all by default
+testbed: deps ## Scenarios with real agents in network namespaces: SCENARIO="vlan move-tcp", all by default
 	$(CARGO) build --locked -p virtuoso -p virtuoso-testbed
 	$(TARGET)/debug/testbed run $(TESTBED_ARGS) $(SCENARIO)
 
