@@ -69,6 +69,7 @@ check: deps ## Format, lints, documentation, purity of the overlay, licences (wi
 	$(CARGO) fmt --all --check --manifest-path fuzz/Cargo.toml
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(CARGO) doc --workspace --no-deps --locked
+	@$(CARGO) tree --locked --manifest-path fuzz/Cargo.toml > /dev/null
 	@tree=$$($(CARGO) tree --locked -p virtuoso-overlay -e normal --prefix none); \
 	if impure=$$(awk '{ print $$1 }' <<< "$$tree" | sort -u | grep -E '$(IMPURE)'); then \
 		echo "The overlay must not depend on:" $$impure >&2; exit 1; \

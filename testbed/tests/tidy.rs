@@ -105,8 +105,8 @@ fn long_functions(text: &str) -> Vec<String> {
             }
             Some(_) => {}
             None => {
-                open =
-                    function_name(line).filter(|_| !line.trim_end().ends_with(['}', ';'])).map(|f| (number, f, indent))
+                let begins = function_name(line).filter(|_| !line.trim_end().ends_with(['}', ';']));
+                open = begins.map(|function| (number, function, indent));
             }
         }
     }
