@@ -96,10 +96,7 @@ fn long_functions(text: &str) -> Vec<String> {
     for (number, line) in numbered(text) {
         let indent = line.len() - line.trim_start().len();
         match open {
-            Some((begin, function, depth))
-                if line.trim_end() == "}" && indent == 0 && depth == 0
-                    || line.trim_end().len() == depth + 1 && line.trim_start() == "}" && indent == depth =>
-            {
+            Some((begin, function, depth)) if line.trim() == "}" && indent == depth => {
                 complaints.extend(judge(function, begin, number + 1 - begin));
                 open = None;
             }
