@@ -51,8 +51,8 @@ pub const HOLD_TIME_MAX: Duration = Duration::from_secs(5);
 pub const HOLD_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Bytes of frames that wait on one host.
 pub const HOLD_TOTAL_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Frames that waited follow their address in slices, because the queues of links, TAPs and guests are short: 128 frames
-/// or 64 KiB each millisecond are more than what comes in meanwhile, and less than a virtio ring holds.
+/// Frames that waited follow their address in slices, because the queues of links, TAPs and guests are short. 128
+/// frames or 64 KiB each millisecond are more than what comes in meanwhile, and less than a virtio ring holds.
 pub const RELEASE_INTERVAL: Duration = Duration::from_millis(1);
 /// See [`RELEASE_INTERVAL`].
 pub const RELEASE_FRAMES: usize = 128;
@@ -60,6 +60,8 @@ pub const RELEASE_FRAMES: usize = 128;
 pub const RELEASE_BYTES: usize = 64 * 1024;
 /// How long after its arrival here frames may come in that a guest sent from where it was before.
 pub const STRAGGLER_TIME: Duration = Duration::from_secs(1);
+/// How long frames may still come out of a TAP that an address sent before its port was taken out of the bridge.
+pub const LEAVING_TIME: Duration = Duration::from_millis(500);
 /// How long a departed address stays claimed for the host that will ask for it. A VM manager's cold move takes seconds.
 pub const DEPARTED_TIME: Duration = Duration::from_secs(30);
 /// How long a silent address without a known interface stays claimed.

@@ -1,4 +1,5 @@
-//! Small swarms with random mixes of faults. A seed that fails here belongs into `regressions.rs` once it is understood.
+//! Small swarms with random mixes of faults. A seed that fails here belongs into `regressions.rs` once it is
+//! understood.
 
 use virtuoso_sim::options::Options;
 use virtuoso_sim::scenarios::swarm;

@@ -305,7 +305,14 @@ pub(super) async fn attach(handle: &Handle, netdev: &Netdev, name: &Name) -> Res
         return Ok(row);
     }
     netdev.ensure_bridge(row.id, row.mtu).await.map_err(device_error)?;
-    let tap = netdev.create_tap(row.id).await.map_err(device_error)?;
+    let tap = match netdev.create_tap(row.id).await {
+        Ok(tap) => tap,
+        Err(error) => {
+            // A bridge without its TAP leads nowhere. What keeps it from going is in the error that follows.
+            netdev.remove_bridge(row.id, RemoveBridge::IfUnused).await.ok();
+            return Err(device_error(error));
+        }
+    };
     let (begun, wanted) = (row.clone(), name.clone());
     handle.call(move |core| core.begin_network(&begun, &wanted, tap)).await??;
     Ok(row)
@@ -360,6 +367,8 @@ pub(super) async fn detach_interface(
         .await
         .map_err(ApiError::from)?;
     netdev.detach(network, interface).await.map_err(device_error)?;
+    // What the port showed meanwhile departs as well.
+    engine.cast(move |switch, now| switch.handle_port_gone(now.mono, network, port)).await.map_err(ApiError::from)?;
     let (name, interface) = (name.clone(), interface.to_owned());
     Ok(handle.call(move |core| core.remember_interface(&name, &interface, None)).await??)
 }
@@ -402,7 +411,9 @@ async fn reattach(handle: &Handle, netdev: &Netdev, name: &Name, saved: &SavedNe
 pub(super) fn device_error(error: anyhow::Error) -> ApiError {
     let code = match error.downcast_ref::<NetdevError>() {
         Some(NetdevError::NoInterface { .. }) => ErrorCode::NotFound,
-        Some(NetdevError::MissingRight { .. } | NetdevError::NoKernelSupport { .. }) => ErrorCode::MissingRights,
+        Some(NetdevError::MissingRight { .. } | NetdevError::TunDevice | NetdevError::NoKernelSupport { .. }) => {
+            ErrorCode::MissingRights
+        }
         Some(_) => ErrorCode::Conflict,
         None => ErrorCode::Internal,
     };

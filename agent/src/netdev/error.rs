@@ -57,13 +57,16 @@ pub enum NetdevError {
     },
     /// The kernel refused for lack of a right.
     #[error(
-        "Missing right CAP_NET_ADMIN for {action}. Run the agent as root, or grant it: \
+        "Missing right CAP_NET_ADMIN {action}. Run the agent as root, or grant it: \
          `AmbientCapabilities=CAP_NET_ADMIN` in its systemd unit, or `setcap cap_net_admin+ep` on its binary"
     )]
     MissingRight {
         /// What needed it.
         action: String,
     },
+    /// The device that makes TAPs is closed to the agent's user.
+    #[error("Can't open /dev/net/tun: Permission denied. Run the agent as root, or `chmod 0666 /dev/net/tun`")]
+    TunDevice,
     /// The kernel lacks a module.
     #[error("The kernel has no support for {what}. Load it: `modprobe {module}`")]
     NoKernelSupport {

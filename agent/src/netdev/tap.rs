@@ -7,6 +7,7 @@ use super::{Netdev, NetdevError, bridge_name, sysctl, tap_name};
 use anyhow::{Context, anyhow};
 use netlink_packet_route::link::LinkAttribute;
 use rtnetlink::{LinkBridgePort, LinkUnspec};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use tun::Layer;
@@ -87,6 +88,7 @@ fn explain(error: tun::Error, name: &str) -> anyhow::Error {
     };
     let name = name.to_owned();
     match error.raw_os_error() {
+        Some(libc::EACCES) if File::open("/dev/net/tun").is_err() => NetdevError::TunDevice.into(),
         Some(libc::EPERM | libc::EACCES) => NetdevError::MissingRight { action: format!("to make TAP {name}") }.into(),
         Some(libc::EBUSY) => NetdevError::TapBusy { name }.into(),
         Some(libc::EINVAL) => NetdevError::NameTaken { name, expected: "TAP" }.into(),

@@ -7,7 +7,7 @@ use crate::claims::{Claim, Ground, Verdict};
 use crate::drop_reason::DropReason;
 use crate::ids::{Epoch, HostId, Mac, NetworkId};
 use crate::limits::{
-    ASK_INTERVAL, CLAIM_IPS_MAX, CLAIMS_PER_NETWORK_MAX, CONFLICT_INTERVAL, DEPARTED_TIME, HOLD_TIME_MAX,
+    ASK_INTERVAL, CLAIM_IPS_MAX, CLAIMS_PER_NETWORK_MAX, CONFLICT_INTERVAL, DEPARTED_TIME, HOLD_TIME_MAX, LEAVING_TIME,
     LOCAL_CLAIMS_MAX, LOCAL_IDLE_TIME, MESSAGE_CLAIMS_MAX, PROBE_TIME, REFUSED_TIME, RELEASE_BYTES, RELEASE_FRAMES,
     RELEASE_INTERVAL,
 };
@@ -173,6 +173,8 @@ impl Switch {
                 self.refuse(now, network, mac, asker, port);
                 true
             }
+            // A frame that was on its way when the port was taken out does not bring the address back.
+            State::Departed { since } if port.is_none() && now.since(*since) < LEAVING_TIME => true,
             State::Departed { .. } => {
                 self.hold_locally(now, network, mac, port);
                 true

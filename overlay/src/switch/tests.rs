@@ -3,7 +3,7 @@
 use super::*;
 use crate::crypto::testing::Toy;
 use crate::drop_reason::DropReason;
-use crate::limits::{DEPARTED_TIME, HOP_LIMIT, PROBE_TIME, RELEASE_FRAMES, RELEASE_INTERVAL};
+use crate::limits::{DEPARTED_TIME, HOP_LIMIT, LEAVING_TIME, PROBE_TIME, RELEASE_FRAMES, RELEASE_INTERVAL};
 use crate::wire::arp::{self, ArpView, Operation};
 use crate::wire::ethernet::{EthernetView, VlanTags};
 use crate::wire::frame::{Flags, VNET_BYTES};
@@ -240,6 +240,19 @@ fn a_planned_move_loses_and_duplicates_nothing() {
     assert_eq!(lab.delivered[0].len(), 10);
     lab.assert_held_by(1);
     assert_eq!(lab.conflicts(0) + lab.conflicts(1) + lab.conflicts(2), 0);
+}
+
+#[test]
+fn a_frame_on_its_way_does_not_bring_a_departed_address_back() {
+    let mut lab = Lab::new(2);
+    lab.switches[0].handle_local(lab.now, NET, GUEST, PORT, &[]);
+    lab.settle();
+    lab.switches[0].depart(lab.now, NET, GUEST);
+    lab.send(0, &frame(TALKER, GUEST));
+    assert_eq!(lab.switches[0].fdb(NET)[0].state, AddressState::Departed);
+    lab.pass(LEAVING_TIME);
+    lab.send(0, &frame(TALKER, GUEST));
+    assert_eq!(lab.switches[0].fdb(NET)[0].state, AddressState::Local, "it came back");
 }
 
 #[test]

@@ -175,7 +175,7 @@ impl Links {
         }
         let Some(link) = self.links.get_mut(&host) else { return };
         link.rise(tick.at, slot);
-        tracing::info!(%host, path, "Link up");
+        tracing::debug!(%host, path, "Link up");
         self.events.push_back(LinkEvent::Up(host));
         self.touch(slot);
     }
