@@ -4,10 +4,11 @@
 //! it; what gossipsub repairs lazily is left out, so that anti-entropy has to.
 
 use crate::clock::{MILLISECOND, SECOND};
+use crate::options::Redial;
 use crate::trace::fingerprint;
 use crate::world::{Event, World};
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use virtuoso_overlay::node::{GossipVerdict, NodeEffect, RequestId};
 use virtuoso_overlay::table::Standing;
@@ -16,6 +17,8 @@ use virtuoso_overlay::table::Standing;
 pub(crate) struct Connections {
     /// Peer and generation of the connection, for each host.
     ends: Vec<BTreeMap<usize, u64>>,
+    /// Peers to which a connection broke, for each host.
+    lost: Vec<BTreeSet<usize>>,
     generations: u64,
 }
 
@@ -29,7 +32,7 @@ pub(crate) struct GossipMessage {
 
 impl Connections {
     pub(crate) fn new(hosts: usize) -> Self {
-        Self { ends: vec![BTreeMap::new(); hosts], generations: 0 }
+        Self { ends: vec![BTreeMap::new(); hosts], lost: vec![BTreeSet::new(); hosts], generations: 0 }
     }
 
     /// The peers of a host, in order.
@@ -38,6 +41,7 @@ impl Connections {
     }
 
     pub(crate) fn clear(&mut self, host: usize) -> BTreeMap<usize, u64> {
+        self.lost[host].clear();
         std::mem::take(&mut self.ends[host])
     }
 
@@ -152,7 +156,7 @@ impl World {
         self.settle(to);
     }
 
-    /// What the connection manager does every now and then: keep some connections, and look for who is missing.
+    /// What the connection manager does every now and then: keep some connections, and redial as the options say.
     pub(crate) fn manage_connections(&mut self, host: usize) {
         let count = self.connections.ends[host].len();
         if count < self.options.connections {
@@ -162,8 +166,8 @@ impl World {
         } else if count > self.options.connections * 2 {
             self.trim(host);
         }
-        if self.rng.below(EXPLORE_TICKS) == 0
-            && let Some(peer) = self.find_peer(host, |standing| standing != Some(Standing::Alive))
+        if self.rng.below(REDIAL_TICKS) == 0
+            && let Some(peer) = self.find_redial(host)
         {
             self.dial(host, peer);
         }
@@ -171,6 +175,17 @@ impl World {
         let life = self.hosts[host].life;
         let delay = if few { 300 * MILLISECOND } else { SECOND } + self.rng.below(200 * MILLISECOND);
         self.schedule(delay, Event::Manage { host, life });
+    }
+
+    fn find_redial(&mut self, host: usize) -> Option<usize> {
+        match self.options.redial {
+            Redial::Never => None,
+            Redial::Lost => {
+                let lost: Vec<usize> = self.connections.lost[host].iter().copied().collect();
+                self.rng.pick(&lost).copied()
+            }
+            Redial::Silent => self.find_peer(host, |standing| standing != Some(Standing::Alive)),
+        }
     }
 
     /// A random host that this one is not connected to. Agents remember their peers over restarts, so anyone will do.
@@ -205,6 +220,7 @@ impl World {
         self.note("connected", a, b, generation);
         for (host, peer) in [(a, b), (b, a)] {
             self.connections.ends[host].insert(peer, generation);
+            self.connections.lost[host].remove(&peer);
             let id = self.hosts[peer].id;
             if let Some(agent) = self.hosts[host].working() {
                 agent.node.handle_peer(id, true);
@@ -225,6 +241,9 @@ impl World {
         }
         self.note("disconnected", host, peer, generation);
         self.connections.ends[host].remove(&peer);
+        if closed && self.connections.lost[host].len() < CONNECTIONS_MAX {
+            self.connections.lost[host].insert(peer);
+        }
         let id = self.hosts[peer].id;
         if let Some(agent) = self.hosts[host].working() {
             agent.node.handle_peer(id, false);
@@ -276,6 +295,6 @@ pub(crate) const IDLE_TIMEOUT_SPREAD: u64 = 3 * SECOND;
 /// The most that a host accepts.
 const CONNECTIONS_MAX: usize = 24;
 const REQUEST_TIMEOUT: u64 = 10 * SECOND;
-/// A connection manager looks for missing hosts in every fifth of its ticks.
-const EXPLORE_TICKS: u64 = 5;
+/// In how many ticks of a second one dial beyond the connections that a host needs is made.
+const REDIAL_TICKS: u64 = 5;
 const FIND_TRIES: usize = 16;

@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 use std::io::Write;
 use std::ops::Range;
 use std::process::ExitCode;
-use virtuoso_sim::options::Options;
+use virtuoso_sim::options::{Options, Redial};
 use virtuoso_sim::report::RunReport;
 use virtuoso_sim::scenarios::{scale, swarm};
 
@@ -57,6 +57,9 @@ struct ScaleArgs {
     /// Lost packets in a million.
     #[arg(long, default_value_t = 10_000)]
     loss_ppm: u32,
+    /// Whom hosts dial although they have enough connections.
+    #[arg(long, value_enum, default_value_t = Redial::Never)]
+    redial: Redial,
     /// Prints JSON.
     #[arg(long)]
     json: bool,
@@ -92,7 +95,7 @@ fn run(args: &RunArgs) -> anyhow::Result<bool> {
 }
 
 fn scale(args: &ScaleArgs) -> anyhow::Result<bool> {
-    let report = scale::run(args.hosts, args.seed, args.loss_ppm);
+    let report = scale::run(args.hosts, args.seed, args.loss_ppm, args.redial);
     let text = if args.json { serde_json::to_string(&report)? } else { report.text() };
     writeln!(std::io::stdout(), "{text}")?;
     Ok(report.missed.is_empty())

@@ -67,6 +67,19 @@ pub struct Options {
     pub talk_mean_ms: u64,
     /// Control connections that a host tries to have.
     pub connections: usize,
+    /// Whom it dials beyond that.
+    pub redial: Redial,
+}
+
+/// Which members a host dials although it has enough connections.
+#[derive(Clone, Copy, Debug, Serialize, PartialEq, Eq, clap::ValueEnum)]
+pub enum Redial {
+    /// None: what the agent's connection manager does.
+    Never,
+    /// Those to which a connection was lost, one every few seconds.
+    Lost,
+    /// Any that is silent or unknown, one every few seconds.
+    Silent,
 }
 
 impl Options {
@@ -106,6 +119,9 @@ impl Options {
             move_gap_ms_max: rng.range(1..2_000),
             talk_mean_ms: rng.range(50..1_000),
             connections: rng.range(2..9) as usize,
+            // With so few connections, hosts that never look for others may stay apart, which agents with ten do not
+            // in swarms of this size.
+            redial: Redial::Silent,
             ..faults
         }
     }
@@ -142,7 +158,8 @@ impl Options {
             move_gap_ms_max: 500,
             double_mean_s: 0,
             talk_mean_ms: 200,
-            connections: 8,
+            connections: 10,
+            redial: Redial::Never,
         }
     }
 
