@@ -46,7 +46,7 @@ impl Core {
             addresses: self.swarm.addresses().iter().map(ToString::to_string).collect(),
             refused: self.admission.refused.clone().filter(|_| self.node.is_none()),
             bootstrap: self.bootstrap_status(),
-            uptime_s: self.clock.mono().since(Instant::default()).as_secs(),
+            uptime_s: self.clock.uptime().as_secs(),
             pid: std::process::id(),
         }
     }

@@ -101,7 +101,7 @@ fn trims_a_thousand_connections_but_never_the_mesh_or_a_pinned_host() {
         assert!(!gone.contains(&id(kept)), "{kept}");
     }
     for connection in gone {
-        connections.closed(connection, at(10));
+        connections.closed(connection, false, at(10));
     }
     assert_eq!(connections.connected(), CONNECTED_AFTER_TRIM);
     assert_eq!(connections.plan(at(11), &mesh), []);
@@ -123,14 +123,14 @@ fn a_trimmed_host_is_not_dialled_at_once() {
         connections.opened(id(n), host(n), &quic(n), true, at(0));
     }
     for connection in closed(&connections.plan(at(10), &BTreeSet::new())) {
-        connections.closed(connection, at(10));
+        connections.closed(connection, false, at(10));
     }
     for n in 1..=30 {
-        connections.closed(id(n), at(300));
+        connections.closed(id(n), false, at(300));
     }
     let mut connections = knowing(1);
     connections.opened(id(1), host(1), &quic(1), true, at(0));
-    connections.closed(id(1), at(100));
+    connections.closed(id(1), false, at(100));
     assert_eq!(dialled(&connections.plan(at(102), &BTreeSet::new())), [host(1)]);
 }
 
@@ -202,4 +202,29 @@ fn a_forgotten_host_and_the_own_one_are_not_dialled() {
     connections.forget(&host(1));
     connections.learned(host(0), [quic(0)], at(0));
     assert_eq!(connections.plan(at(5), &BTreeSet::new()), []);
+}
+
+#[test]
+fn a_lost_member_is_dialled_again_although_there_are_enough_others() {
+    let mut connections = knowing(40);
+    for n in 1..=12 {
+        connections.opened(id(n), host(n), &quic(n), true, at(1));
+    }
+    connections.opened(id(13), host(13), &quic(13), true, at(1));
+    assert_eq!(connections.plan(at(2), &BTreeSet::new()), []);
+    connections.closed(id(12), true, at(100));
+    connections.closed(id(11), true, at(100));
+    connections.closed(id(10), false, at(100));
+    let mut dials = Vec::new();
+    for second in 101..200 {
+        for host in dialled(&connections.plan(at(second), &BTreeSet::new())) {
+            dials.push((second, host));
+            connections.dial_failed(&host, &[], at(second));
+        }
+    }
+    assert!(dials.iter().all(|(_, dialled)| [host(11), host(12)].contains(dialled)), "{dials:?}");
+    assert!(dials.len() >= 4 && dials.windows(2).all(|pair| pair[1].0 - pair[0].0 >= 5), "{dials:?}");
+    connections.opened(id(100), host(11), &quic(11), true, at(200));
+    connections.opened(id(101), host(12), &quic(12), false, at(200));
+    assert_eq!(connections.plan(at(300), &BTreeSet::new()), []);
 }

@@ -30,7 +30,7 @@ impl SwarmService {
             }
             SwarmEvent::ConnectionClosed { peer_id, connection_id, cause, .. } => {
                 tracing::debug!(peer = %peer_id, connection = %connection_id, ?cause, "Connection closed");
-                self.on_closed(&peer_id, connection_id);
+                self.on_closed(&peer_id, connection_id, cause.is_some_and(|cause| is_broken(&cause)));
             }
             SwarmEvent::OutgoingConnectionError { connection_id, peer_id, error } => {
                 self.on_dial_error(connection_id, peer_id, &error);
@@ -87,9 +87,9 @@ impl SwarmService {
         }
     }
 
-    fn on_closed(&mut self, peer: &PeerId, id: ConnectionId) {
+    fn on_closed(&mut self, peer: &PeerId, id: ConnectionId, broke: bool) {
         let now = self.now();
-        self.connections.closed(id, now);
+        self.connections.closed(id, broke, now);
         self.bootstrap.closed(id, now);
         if let Some(host) = self.peers.closed(peer, id) {
             self.events.push_back(Event::PeerDisconnected { host });
@@ -331,5 +331,38 @@ fn dial_error_text(error: &DialError) -> String {
         DialError::WrongPeerId { obtained, address } => format!("{}: another peer answers, {obtained}", plain(address)),
         DialError::LocalPeerId { address } => format!("{}: this is the host itself", plain(address)),
         other => other.to_string(),
+    }
+}
+
+/// Whether a connection ended because nothing came any more, and not because one side closed it.
+fn is_broken(cause: &(dyn std::error::Error + 'static)) -> bool {
+    use quinn::ConnectionError::{Reset, TimedOut};
+    let mut next = Some(cause);
+    while let Some(error) = next {
+        if matches!(error.downcast_ref(), Some(TimedOut | Reset)) {
+            return true;
+        }
+        // An I/O error's source is that of the error inside it, which is the one to look at.
+        next = match error.downcast_ref::<std::io::Error>() {
+            Some(io) if io.kind() == std::io::ErrorKind::TimedOut => return true,
+            Some(io) => io.get_ref().map(|inner| inner as _),
+            None => error.source(),
+        };
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_broken;
+    use std::io;
+
+    #[test]
+    fn a_time_out_is_found_below_other_errors() {
+        let lost = io::Error::other(io::Error::other(quinn::ConnectionError::TimedOut));
+        assert!(is_broken(&libp2p::swarm::ConnectionError::IO(lost)));
+        let closed = io::Error::other(quinn::ConnectionError::LocallyClosed);
+        assert!(!is_broken(&libp2p::swarm::ConnectionError::IO(closed)));
+        assert!(!is_broken(&libp2p::swarm::ConnectionError::KeepAliveTimeout));
     }
 }
