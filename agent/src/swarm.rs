@@ -17,4 +17,5 @@ pub mod members;
 mod muxer;
 mod oneport;
 pub mod service;
+pub mod streams;
 pub mod transport;

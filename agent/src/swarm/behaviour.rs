@@ -4,6 +4,7 @@ use super::codec::RawCodec;
 use super::gate::Gated;
 use super::limits::Limits;
 use super::members::Members;
+use super::streams::{self, Requests};
 use anyhow::Context;
 use libp2p::gossipsub::{self, IdentTopic, IdentityTransform, TopicHash, WhitelistSubscriptionFilter};
 use libp2p::identity::Keypair;
@@ -54,6 +55,7 @@ pub struct MemberProtocols {
     pub kad: kad::Behaviour<MemoryStore>,
     pub gossip: gossipsub::Behaviour<IdentityTransform, WhitelistSubscriptionFilter>,
     pub sync: request_response::Behaviour<RawCodec>,
+    pub streams: streams::Behaviour,
 }
 
 impl Behaviour {
@@ -81,13 +83,14 @@ impl Behaviour {
     }
 
     /// Makes the protocols of a swarm. Their names carry it, so that members of two swarms don't mix.
-    pub fn enter(&mut self, swarm: SwarmId, keypair: &Keypair) -> anyhow::Result<()> {
+    pub fn enter(&mut self, swarm: SwarmId, keypair: &Keypair, streams: Requests) -> anyhow::Result<()> {
         let peer = keypair.public().to_peer_id();
         let codec = RawCodec { request_bytes_max: SYNC_REQUEST_BYTES_MAX, response_bytes_max: SYNC_RESPONSE_BYTES_MAX };
         let protocols = MemberProtocols {
             kad: kademlia(peer, protocol(swarm, "kad/1")),
             gossip: gossip(swarm, keypair)?,
             sync: requests(codec, protocol(swarm, "sync/1"), SYNC_STREAMS_MAX),
+            streams: streams::Behaviour::new(swarm, streams),
         };
         self.members.install(protocols, protocol(swarm, "gate/1"));
         Ok(())
@@ -95,7 +98,7 @@ impl Behaviour {
 }
 
 /// `/virtuoso/<first 16 digits of the swarm's id>/<name>`.
-fn protocol(swarm: SwarmId, name: &str) -> StreamProtocol {
+pub(super) fn protocol(swarm: SwarmId, name: &str) -> StreamProtocol {
     let swarm = swarm.to_string();
     StreamProtocol::try_from_owned(format!("/virtuoso/{}/{name}", &swarm[..16])).expect("it begins with a slash")
 }

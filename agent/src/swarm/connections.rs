@@ -82,6 +82,8 @@ pub struct Connections {
     /// Members whose last connection broke.
     lost: BTreeSet<HostId>,
     redial_at: Instant,
+    /// Carry streams.
+    busy: BTreeSet<ConnectionId>,
 }
 
 #[derive(Debug, Default)]
@@ -123,6 +125,7 @@ impl Connections {
             pinned: BTreeSet::new(),
             lost: BTreeSet::new(),
             redial_at: Instant::default(),
+            busy: BTreeSet::new(),
         }
     }
 
@@ -161,6 +164,11 @@ impl Connections {
         } else {
             self.pinned.remove(&host);
         }
+    }
+
+    /// Connections that carry streams: of two to one host, such a one is not closed.
+    pub fn set_busy(&mut self, busy: BTreeSet<ConnectionId>) {
+        self.busy = busy;
     }
 
     /// A connection to a member is there; `address` is where it leads if this host dialled it.
@@ -267,6 +275,7 @@ impl Connections {
         }
         worse
             .into_iter()
+            .filter(|(id, _)| !self.busy.contains(id))
             .filter(|(_, open)| {
                 let patience = if self.own < open.host { DUPLICATE_TIME } else { DUPLICATE_TIME_MAX };
                 let newest = self.open.values().filter(|o| o.host == open.host).map(|o| o.since).max();

@@ -19,6 +19,7 @@ use super::bootstrap::{self, Bootstrap};
 use super::connections::{Action, Connections};
 use super::known_peers::KnownPeers;
 use super::members::Members;
+use super::streams::{Requests, Streams};
 use super::transport::{self, Port};
 use anyhow::Context;
 use event::Protocol;
@@ -119,6 +120,9 @@ pub struct SwarmService {
     endpoint: quinn::Endpoint,
     keypair: Keypair,
     swarm_id: Option<SwarmId>,
+    streams: Streams,
+    /// Taken when the host enters a swarm.
+    stream_requests: Option<Requests>,
     members: Members,
     peers: Peers,
     connections: Connections,
@@ -152,11 +156,14 @@ impl SwarmService {
             .with_smart_dial();
         let mut tick = tokio::time::interval(config.timing.tick);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (streams, stream_requests) = Streams::new();
         let mut service = Self {
             swarm: Swarm::new(transport, behaviour, peer, settings),
             endpoint,
             keypair: config.keypair,
             swarm_id: None,
+            streams,
+            stream_requests: Some(stream_requests),
             members,
             peers: Peers::default(),
             connections: Connections::new(own, config.timing.backoff, config.seed),
@@ -222,8 +229,9 @@ impl SwarmService {
             return Ok(());
         }
         anyhow::ensure!(self.swarm_id.is_none(), "The host is in a swarm already");
+        let requests = self.stream_requests.take().context("The host is in a swarm already")?;
         let behaviour = self.swarm.behaviour_mut();
-        behaviour.enter(swarm, &self.keypair)?;
+        behaviour.enter(swarm, &self.keypair, requests)?;
         if let Some(protocols) = behaviour.members.inner_mut() {
             for (host, address) in self.connections.known_addresses() {
                 protocols.kad.add_address(&peer_of(&host), address.clone());
@@ -258,6 +266,11 @@ impl SwarmService {
     /// Who is admitted, for other parts to ask.
     pub fn members(&self) -> Members {
         self.members.clone()
+    }
+
+    /// Raw streams to and from members.
+    pub fn streams(&self) -> Streams {
+        self.streams.clone()
     }
 
     /// Where a member can be reached, by its row or its own word.
@@ -447,8 +460,11 @@ impl SwarmService {
             self.dial_place(due);
         }
         let gossip = self.swarm.behaviour().members.inner().map(|protocols| &protocols.gossip);
-        let mesh: BTreeSet<_> =
+        let mut mesh: BTreeSet<_> =
             gossip.map(|gossip| gossip.all_mesh_peers().filter_map(host_of).collect()).unwrap_or_default();
+        let (peers, busy) = self.streams.busy();
+        mesh.extend(peers.iter().filter_map(host_of));
+        self.connections.set_busy(busy);
         for action in self.connections.plan(now, &mesh) {
             match action {
                 Action::Dial(host, addresses) => {

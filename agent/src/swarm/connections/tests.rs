@@ -154,6 +154,18 @@ fn one_of_several_connections_to_a_host_stays() {
 }
 
 #[test]
+fn of_several_connections_those_that_carry_streams_stay() {
+    let mut connections = knowing(1);
+    for n in 1..=3 {
+        connections.opened(id(n), host(1), &quic(1), n == 2, at(0));
+    }
+    connections.set_busy([id(1)].into());
+    assert_eq!(closed(&connections.plan(at(2), &BTreeSet::new())), [id(3)].into());
+    connections.set_busy(BTreeSet::new());
+    assert_eq!(closed(&connections.plan(at(3), &BTreeSet::new())), [id(1)].into());
+}
+
+#[test]
 fn the_larger_id_lets_the_other_dial_first() {
     let mut connections = Connections::new(host(9), BACKOFF, 1);
     connections.learned(host(1), [quic(1)], at(0));

@@ -6,6 +6,7 @@ use crate::swarm::address::{host_of, is_dialable, is_loopback};
 use crate::swarm::behaviour::{BehaviourEvent, MemberProtocolsEvent};
 use crate::swarm::connections::ADDRESSES_MAX;
 use crate::swarm::gate;
+use crate::swarm::streams::{OpenError, Wanted};
 use libp2p::core::ConnectedPoint;
 use libp2p::kad::store::RecordStore;
 use libp2p::kad::{self, GetProvidersOk, QueryResult};
@@ -67,6 +68,7 @@ impl SwarmService {
                 MemberProtocolsEvent::Kad(event) => self.on_kad(event),
                 MemberProtocolsEvent::Gossip(event) => self.on_gossip(event),
                 MemberProtocolsEvent::Sync(event) => self.on_sync(event),
+                MemberProtocolsEvent::Streams(Wanted(peer)) => self.on_stream_wanted(peer),
             },
             BehaviourEvent::Limits(never) => match never {},
         }
@@ -111,6 +113,22 @@ impl SwarmService {
                 _ => Vec::new(),
             };
             self.connections.dial_failed(&host, &failed, now);
+        }
+    }
+
+    /// Connects to a member for the sake of a stream. How that ends, the streams hear from libp2p.
+    fn on_stream_wanted(&mut self, peer: PeerId) {
+        let host = host_of(&peer).filter(|host| self.members.contains(host));
+        let Some(host) = host else {
+            if let Some(protocols) = self.swarm.behaviour_mut().members.inner_mut() {
+                protocols.streams.refuse(&peer, &OpenError::NoMember);
+            }
+            return;
+        };
+        let addresses = self.connections.addresses(&host);
+        tracing::debug!(%host, ?addresses, "Dialling a member for a stream");
+        if self.dial(host, addresses).is_err() {
+            tracing::debug!(%host, "Not dialled: it is connected, being dialled, or has no address");
         }
     }
 

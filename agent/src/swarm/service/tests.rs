@@ -1,6 +1,8 @@
 //! Real services on loopback. A small stand-in for the core admits whoever introduces himself with the password, and
 //! tells every member's addresses to all by gossip, as the tables do.
 
+mod streams;
+
 use super::*;
 use crate::swarm::address::{quic_address, tcp_address};
 use crate::swarm::bootstrap::State;
@@ -354,6 +356,8 @@ async fn a_host_that_knows_no_swarm_enters_the_one_it_is_admitted_to() {
     let mut second = start(Options { bootstrap: first.bootstrap(), ..Options::default() });
     // As if it had been started without a swarm.
     second.service.swarm_id = None;
+    let (streams, requests) = Streams::new();
+    (second.service.streams, second.service.stream_requests) = (streams, Some(requests));
     second.service.swarm.behaviour_mut().members = crate::swarm::gate::Gated::new(second.service.members.clone());
     assert_eq!(second.service.publish(b"x".to_vec()), Err(Refused::NoSwarm));
     let mut hosts = [first, second];
