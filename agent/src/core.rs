@@ -6,6 +6,7 @@
 mod admission;
 mod backend;
 mod facts_row;
+mod image_source;
 mod images;
 mod networks;
 mod plane;
@@ -103,6 +104,7 @@ pub struct Core {
     own_row: OwnRow,
     networks: Networks,
     sync_requests: BTreeMap<SyncId, RequestId>,
+    searches: image_source::Searches,
     /// Who waits for the ticket of a swarm that has just begun.
     first_ticket: Option<oneshot::Sender<anyhow::Result<Ticket>>>,
 }
@@ -160,6 +162,7 @@ impl Core {
             networks: Networks::default(),
             node: None,
             sync_requests: BTreeMap::new(),
+            searches: image_source::Searches::default(),
             first_ticket: None,
             handle: Handle(sender),
             config,

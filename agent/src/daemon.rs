@@ -12,13 +12,14 @@ use crate::events::{EventKind, EventLog};
 use crate::facts::HostFacts;
 use crate::gatekeeper::Gatekeeper;
 use crate::identity::{AUTHORITY, Ed25519, IDENTITY, SigningKey};
-use crate::image::ImageStore;
+use crate::image::{self, ImageStore};
 use crate::logging::LogHandle;
 use crate::netdev::Netdev;
 use crate::state::StateDir;
 use crate::state::sealed::Kind;
 use crate::swarm::known_peers::KnownPeers;
 use crate::swarm::service::{self, SwarmService, Timing};
+use crate::swarm::streams::StreamKind;
 use crate::swarm::transport::Port;
 use anyhow::Context;
 use libp2p::Multiaddr;
@@ -67,6 +68,8 @@ async fn serve(source: &Source, config: Config, log: &LogHandle) -> anyhow::Resu
     let control_port = ControlPort::new(udp.clone());
     let (engine, engine_events) = start_engine(&udp, &control_port, &key, &gatekeeper)?;
     let swarm = start_swarm(&config, &state, &key, &credentials, known_peers, (&udp, control_port))?;
+    let streams = swarm.streams();
+    tokio::spawn(image::provide(images.clone(), streams.serve(StreamKind::IMAGE)));
     let netdev = Netdev::open()?;
     let facts = HostFacts::read(state.path()).await?;
     let parts = Parts {
@@ -89,8 +92,15 @@ async fn serve(source: &Source, config: Config, log: &LogHandle) -> anyhow::Resu
     core.set_facts(facts);
     core.start()?;
     let handle = core.handle();
-    let agent =
-        Agent { core: handle.clone(), engine, netdev, images, events: events.clone(), devices: Mutex::default() };
+    let agent = Agent {
+        core: handle.clone(),
+        engine,
+        netdev,
+        images: images.clone(),
+        streams,
+        events: events.clone(),
+        devices: Mutex::default(),
+    };
     let (stop, stopped) = watch::channel(false);
     let (config_changes, current) = watch::channel(Arc::new(config));
     let api = Api { backend: Arc::new(agent), events: events.clone(), config: current };
@@ -114,6 +124,7 @@ async fn serve(source: &Source, config: Config, log: &LogHandle) -> anyhow::Resu
         }
     }
     notify(&[sd_notify::NotifyState::Stopping]);
+    images.close();
     stop.send_replace(true);
     running.await.context("The control plane broke off")??;
     api.await.context("The control API broke off")??;

@@ -135,6 +135,16 @@ pub enum EventKind {
         #[schema(value_type = String)]
         digest: Text<Digest>,
     },
+    /// A host gave wrong content of an image.
+    ProviderLied {
+        #[schema(value_type = String)]
+        host: Text<HostId>,
+        #[schema(value_type = String)]
+        image: Text<Digest>,
+        /// What was asked for.
+        #[schema(value_type = String)]
+        content: Text<Digest>,
+    },
     /// This host removed an image.
     ImageRemoved { name: String },
     /// Chunks of an image are missing or wrong.

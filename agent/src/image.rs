@@ -3,17 +3,24 @@
 //! On disk, below one directory:
 //! - `chunks/ab/abcd..`: one chunk's bytes, named by their BLAKE3 digest; shared by all images.
 //! - `manifests/<digest>`: size and chunk digests of an image (see [`manifest`]); the name is its checksum.
+//! - `partial/<digest>`: the same of an image that is being fetched from other hosts.
 //! - `names.json`: names to digests.
 //! - `tmp/`: what is being written. Emptied at start.
 //!
-//! Each step leaves a usable store: a chunk is renamed into place after it is durable, a manifest after its chunks, a
-//! name after its manifest. What a crash leaves without a name is removed at the next start.
+//! Each step leaves a usable store: a chunk is renamed into place when it is complete, a manifest after its chunks are
+//! durable, a name after its manifest. What a crash leaves without a name is removed at the next start, save what was
+//! being fetched: that goes on where it was.
 
 mod chunk;
+mod fetch;
 mod import;
 mod job;
 pub mod manifest;
+mod partial;
+mod provide;
+mod pull;
 mod sweep;
+mod talk;
 mod verify;
 
 use crate::control::problem::{ApiError, ErrorCode};
@@ -27,12 +34,15 @@ use manifest::Manifest;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use tokio::sync::Semaphore;
 use virtuoso_overlay::ids::Digest;
 
+pub use fetch::{Opened, Providers};
 pub use manifest::CHUNK_BYTES;
+pub use provide::provide;
+pub use pull::Pull;
 pub use verify::Verification;
 
 /// Names in one store: each costs a line in `names.json`, which is rewritten with every change.
@@ -53,7 +63,11 @@ pub struct ImageStore {
     gate: RwLock<()>,
     /// A sweep was wanted while the gate was held.
     sweep_due: AtomicBool,
-    /// Makes directories in `tmp` distinct.
+    /// The agent is stopping: what is being fetched is kept for its next run.
+    closing: AtomicBool,
+    /// What is being fetched.
+    claims: pull::Claims,
+    /// Makes files in `tmp` distinct.
     imports: AtomicU64,
     jobs: Semaphore,
 }
@@ -128,6 +142,17 @@ pub enum ImageError {
         /// What is wrong.
         reason: String,
     },
+    /// It is being fetched already.
+    #[error("Image {0} is being fetched already")]
+    Busy(Digest),
+    /// The image can't be fetched.
+    #[error("Can't fetch image {image}: {reason}")]
+    Fetch {
+        /// The image.
+        image: Digest,
+        /// Why not.
+        reason: String,
+    },
     /// The caller changed its mind.
     #[error("Cancelled: the store is as it was")]
     Cancelled,
@@ -143,7 +168,7 @@ impl ImageStore {
         if unfinished.exists() {
             fs::remove_dir_all(&unfinished).with_context(|| format!("Can't empty {}", unfinished.display()))?;
         }
-        for part in ["tmp", "chunks", "manifests"] {
+        for part in ["tmp", "chunks", "manifests", "partial"] {
             let path = dir.join(part);
             fs::create_dir_all(&path).with_context(|| format!("Can't create {}", path.display()))?;
         }
@@ -153,12 +178,20 @@ impl ImageStore {
             names: Mutex::default(),
             gate: RwLock::default(),
             sweep_due: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
+            claims: pull::Claims::default(),
             imports: AtomicU64::new(0),
             jobs: Semaphore::new(JOBS_MAX),
         };
         store.load_names()?;
+        store.remove_abandoned()?;
         store.sweep()?;
         Ok(store)
+    }
+
+    /// Keeps what is being fetched, for the next run to go on with.
+    pub fn close(&self) {
+        self.closing.store(true, Ordering::Relaxed);
     }
 
     /// This host's images, by name.
@@ -266,10 +299,13 @@ impl From<ImageError> for ApiError {
     fn from(error: ImageError) -> Self {
         let code = match &error {
             ImageError::NotFound(_) => ErrorCode::NotFound,
-            ImageError::NameTaken(_) | ImageError::TooMany | ImageError::Cancelled => ErrorCode::Conflict,
+            ImageError::NameTaken(_) | ImageError::TooMany | ImageError::Cancelled | ImageError::Busy(_) => {
+                ErrorCode::Conflict
+            }
             ImageError::Source { .. } => ErrorCode::InvalidRequest,
             ImageError::NoSpace { .. } => ErrorCode::NoSpace,
             ImageError::Damaged { .. } => ErrorCode::Damaged,
+            ImageError::Fetch { .. } => ErrorCode::Unavailable,
             ImageError::Store(_) => ErrorCode::Internal,
         };
         Self::new(code, error.to_string())

@@ -10,6 +10,7 @@ pub mod arp;
 pub mod codec;
 pub mod ethernet;
 pub mod frame;
+pub mod image;
 pub mod ip;
 pub mod message;
 pub mod nd;

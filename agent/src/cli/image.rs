@@ -5,8 +5,9 @@ use super::progress::follow;
 use super::table::Table;
 use super::{Asking, FAILED, output};
 use crate::control::client::{Call, parse};
-use crate::control::model::{Image, ImageImport, ImageVerification};
+use crate::control::model::{Image, ImageImport, ImagePull, ImageVerification};
 use crate::name::Name;
+use crate::size::ByteSize;
 use anyhow::Context;
 use clap::Subcommand;
 use std::path::PathBuf;
@@ -26,6 +27,23 @@ Ctrl-C cancels; the store is then as it was.")]
         /// The image's name
         #[arg(long)]
         name: Name,
+    },
+    /// Fetch an image from all hosts that have it
+    #[command(after_help = "\
+Examples:
+  virtuoso image pull debian-12
+  virtuoso image pull debian-12 --rate 10MiB
+
+What is here already is not fetched again. Ctrl-C cancels; the store is then as it was.")]
+    Pull {
+        /// The image's name or digest
+        image: String,
+        /// The name it gets here, if not the one it has elsewhere
+        #[arg(long)]
+        name: Option<Name>,
+        /// Bytes per second at most
+        #[arg(long)]
+        rate: Option<ByteSize>,
     },
     /// All images of the swarm
     #[command(after_help = "Examples:\n  virtuoso image list")]
@@ -54,6 +72,7 @@ impl ImageVerb {
     pub(super) async fn run(self, asking: &Asking) -> anyhow::Result<ExitCode> {
         match self {
             Self::Import { file, name } => import(asking, file, name).await,
+            Self::Pull { image, name, rate } => pull(asking, &image, name, rate).await,
             Self::List => asking.show(Call::get("/v1/images"), images).await,
             Self::Show { name } => asking.show(Call::get(format!("/v1/images/{name}")), image).await,
             Self::Verify { name } => verify(asking, &name).await,
@@ -81,6 +100,18 @@ async fn import(asking: &Asking, file: PathBuf, name: Name) -> anyhow::Result<Ex
         bytes(image.stored_bytes.unwrap_or_default()),
         image.digest
     ))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn pull(asking: &Asking, image: &str, name: Option<Name>, rate: Option<ByteSize>) -> anyhow::Result<ExitCode> {
+    let call = Call::post(format!("/v1/images/{image}/pull"), &ImagePull { name, rate });
+    let json = follow(&asking.client, call, "Pulling").await?;
+    if asking.json {
+        return asking.show_json(&json);
+    }
+    let image: Image = parse(&json)?;
+    let stored = bytes(image.stored_bytes.unwrap_or_default());
+    output::line(&format!("Image {} is here: {}, {stored} stored", image.name, bytes(image.size_bytes)))?;
     Ok(ExitCode::SUCCESS)
 }
 

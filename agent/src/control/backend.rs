@@ -1,8 +1,8 @@
 //! What the control API asks of the agent: one method for each verb. The router knows only this.
 
 use super::model::{
-    Attach, Check, Detach, FdbEntry, Host, HostMatch, HostQuery, Image, ImageImport, ImageVerification, Invite,
-    InviteRequest, Link, Member, Network, NetworkCreate, Peer, PendingHost, Port, Progress, Status, Vm,
+    Attach, Check, Detach, FdbEntry, Host, HostMatch, HostQuery, Image, ImageImport, ImagePull, ImageVerification,
+    Invite, InviteRequest, Link, Member, Network, NetworkCreate, Peer, PendingHost, Port, Progress, Status, Vm,
 };
 use super::problem::ApiError;
 use crate::name::Name;
@@ -51,6 +51,8 @@ pub trait Backend: Send + Sync + 'static {
     fn image(&self, name: Name) -> Answer<'_, Image>;
     /// Imports a file into this host's store and advertises it.
     fn import_image(&self, request: ImageImport, progress: watch::Sender<Progress>) -> Answer<'_, Image>;
+    /// Fetches an image, by name or digest, from the hosts that have it.
+    fn pull_image(&self, image: String, request: ImagePull, progress: watch::Sender<Progress>) -> Answer<'_, Image>;
     /// Reads and hashes all that this host has of an image.
     fn verify_image(&self, name: Name, progress: watch::Sender<Progress>) -> Answer<'_, ImageVerification>;
     /// Removes an image from this host.

@@ -1,20 +1,22 @@
 //! What the control API asks for, done by the core, the image store and the network devices.
 
+use super::image_source::ImageSource;
 use super::networks::{self, Attachment};
 use super::views::{rfc3339, seconds};
 use super::{Core, Handle};
 use crate::control::backend::{Answer, Backend};
 use crate::control::model::{
-    Attach, Check, Detach, FdbEntry, Host, HostMatch, HostQuery, Image, ImageImport, ImageVerification, Invite,
-    InviteRequest, Link, LinkState, Member, Network, NetworkCreate, Peer, PendingHost, Port, PortKind, PortState,
-    Progress, Status, Vm,
+    Attach, Check, Detach, FdbEntry, Host, HostMatch, HostQuery, Image, ImageImport, ImagePull, ImageVerification,
+    Invite, InviteRequest, Link, LinkState, Member, Network, NetworkCreate, Peer, PendingHost, Port, PortKind,
+    PortState, Progress, Status, Vm,
 };
 use crate::control::problem::{ApiError, ErrorCode};
 use crate::engine::{self, EngineHandle};
 use crate::events::{EventKind, EventLog};
-use crate::image::ImageStore;
+use crate::image::{ImageStore, Pull};
 use crate::name::Name;
 use crate::netdev::{InterfaceState, Netdev, network_of_tap};
+use crate::swarm::streams::Streams;
 use crate::text::Text;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -33,6 +35,8 @@ pub struct Agent {
     pub netdev: Netdev,
     /// The image store.
     pub images: Arc<ImageStore>,
+    /// Streams to other members.
+    pub streams: Streams,
     /// What the operator may watch.
     pub events: EventLog,
     /// Held while bridges and TAPs change: two attaches of one network must not mix.
@@ -88,6 +92,35 @@ impl Agent {
             }
         };
         Ok(interfaces.into_iter().map(port).collect())
+    }
+
+    /// What a name or digest means in the swarm, and the name that the image gets here.
+    async fn find_pull(&self, wanted: &str, request: &ImagePull) -> Result<Pull, ApiError> {
+        let images = self.ask(Core::images_view).await?;
+        let named = |image: &Image| image.name == wanted || image.digest.to_string() == wanted;
+        let found: BTreeMap<_, _> = images.into_iter().filter(named).map(|image| (image.digest.0, image)).collect();
+        if found.len() > 1 {
+            let digests: Vec<String> = found.keys().map(ToString::to_string).collect();
+            let list = digests.join(", ");
+            return Err(ApiError::conflict(format!(
+                "Several images are named {wanted}: name one by its digest: {list}"
+            )));
+        }
+        let found = found.into_values().next();
+        let digest = found.as_ref().map(|image| image.digest.0).or_else(|| wanted.parse().ok());
+        let Some(image) = digest else {
+            let detail = format!("No host has an image {wanted}: `virtuoso image list` shows all");
+            return Err(ApiError::not_found(detail));
+        };
+        let own_name = found.as_ref().and_then(|image| image.name.parse().ok());
+        let Some(name) = request.name.clone().or(own_name) else {
+            return Err(ApiError::invalid(format!("No row tells a name of image {image}: choose one with --name")));
+        };
+        let rate = request.rate.map(|rate| rate.0);
+        if rate == Some(0) {
+            return Err(ApiError::invalid("With a rate of 0 nothing would ever come"));
+        }
+        Ok(Pull { image, name, size_bytes: found.map(|image| image.size_bytes), rate, patience: Pull::PATIENCE })
     }
 
     async fn find_image(&self, name: &str) -> Result<Image, ApiError> {
@@ -223,6 +256,19 @@ impl Backend for Agent {
         Box::pin(async move {
             let ImageImport { path, name } = request;
             let stored = self.images.import(path, name.clone(), progress).await?;
+            self.events.emit(EventKind::ImageImported { name: name.to_string(), digest: Text(stored.digest) });
+            self.ask(Core::publish_images).await?;
+            self.find_image(&name).await
+        })
+    }
+
+    fn pull_image(&self, wanted: String, request: ImagePull, progress: watch::Sender<Progress>) -> Answer<'_, Image> {
+        Box::pin(async move {
+            let pull = self.find_pull(&wanted, &request).await?;
+            let (core, streams, events) = (self.core.clone(), self.streams.clone(), self.events.clone());
+            let name = pull.name.clone();
+            let source = Arc::new(ImageSource { core, streams, events });
+            let stored = self.images.pull(pull, source, progress).await?;
             self.events.emit(EventKind::ImageImported { name: name.to_string(), digest: Text(stored.digest) });
             self.ask(Core::publish_images).await?;
             self.find_image(&name).await

@@ -3,7 +3,7 @@
 use super::Core;
 use crate::image::StoredImage;
 use std::collections::BTreeSet;
-use virtuoso_overlay::ids::{Digest, HostId};
+use virtuoso_overlay::ids::Digest;
 use virtuoso_overlay::table::{Body, ImageRow, Key};
 
 impl Core {
@@ -35,10 +35,5 @@ impl Core {
                 tracing::warn!(%digest, "Can't enter an image into the distributed hash table: {error}");
             }
         }
-    }
-
-    /// Providers that Kademlia knows. The tables know them too; this finds those of a swarm too large for tables.
-    pub(super) fn on_providers(&self, image: Digest, hosts: &[HostId]) {
-        tracing::debug!(%image, ?hosts, "Providers of an image");
     }
 }

@@ -54,7 +54,7 @@ impl Core {
                 }
             }
             SwarmEvent::ExternalAddressCandidate(address) => tracing::debug!(%address, "Seen under this address"),
-            SwarmEvent::ProvidersFound { image, hosts, .. } => self.on_providers(image, &hosts),
+            SwarmEvent::ProvidersFound { image, hosts, last } => self.on_providers(image, &hosts, last),
         }
     }
 }

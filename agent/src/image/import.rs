@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering;
 use virtuoso_overlay::ids::Digest;
 
 /// Space that an import leaves free, so that state files can still be written.
-const SPACE_KEPT_BYTES: u64 = 64 << 20;
+pub(super) const SPACE_KEPT_BYTES: u64 = 64 << 20;
 
 /// Told after each step; says whether to go on.
 pub(super) type OnStep<'a> = &'a mut dyn FnMut(Progress) -> ControlFlow<()>;
@@ -144,7 +144,7 @@ impl ImageStore {
         step(on_step, size, size)
     }
 
-    fn sync(&self) -> anyhow::Result<()> {
+    pub(super) fn sync(&self) -> anyhow::Result<()> {
         sync_file_system(&self.dir).context("Can't make the image durable")
     }
 
@@ -163,7 +163,7 @@ impl ImageStore {
         self.explain_space(error, needed_bytes(source, left_bytes))
     }
 
-    fn explain_space(&self, error: anyhow::Error, needed_bytes: u64) -> ImageError {
+    pub(super) fn explain_space(&self, error: anyhow::Error, needed_bytes: u64) -> ImageError {
         let full = |kind| matches!(kind, ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
         if !error.downcast_ref::<io::Error>().is_some_and(|error| full(error.kind())) {
             return ImageError::Store(error);

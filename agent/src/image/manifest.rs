@@ -144,6 +144,11 @@ fn chunk_count(size_bytes: u64) -> usize {
     usize::try_from(size_bytes.div_ceil(CHUNK_BYTES as u64)).expect("a terabyte has four million chunks")
 }
 
+/// Bytes of the manifest of an image of that size, which is at most [`IMAGE_BYTES_MAX`].
+pub(super) fn encoded_bytes_of(size_bytes: u64) -> u64 {
+    encoded_bytes(chunk_count(size_bytes)) as u64
+}
+
 fn encoded_bytes(chunks: usize) -> usize {
     HEADER_BYTES + DIGEST_BYTES * chunks
 }

@@ -2,7 +2,6 @@
 //! in use is what the names say.
 
 use super::ImageStore;
-use super::manifest::Manifest;
 use anyhow::Context;
 use std::collections::BTreeSet;
 use std::fs;
@@ -21,8 +20,9 @@ impl ImageStore {
             Err(TryLockError::WouldBlock) => return Ok(()),
         };
         self.sweep_due.store(false, Ordering::SeqCst);
-        let images: BTreeSet<Digest> = self.names().values().map(|stored| stored.digest).collect();
+        let mut images: BTreeSet<Digest> = self.names().values().map(|stored| stored.digest).collect();
         self.sweep_manifests(&images).context("Can't remove lists of chunks that no image needs")?;
+        images.extend(self.partials().context("Can't read which images are being fetched")?);
         let Some(chunks) = self.chunks_of(&images) else {
             tracing::warn!("An image is damaged: space of removed images is not freed until it is removed too");
             return Ok(());
@@ -31,6 +31,11 @@ impl ImageStore {
         let removed = removed.context("Can't remove chunks that no image needs")?;
         tracing::debug!(removed, kept = chunks.len(), "Swept chunks");
         Ok(())
+    }
+
+    /// Does what a sweep that came while the gate was held left to be done.
+    pub(super) fn sweep_if_due(&self) -> anyhow::Result<()> {
+        if self.sweep_due.load(Ordering::SeqCst) { self.sweep() } else { Ok(()) }
     }
 
     fn sweep_manifests(&self, images: &BTreeSet<Digest>) -> std::io::Result<()> {
@@ -49,7 +54,7 @@ impl ImageStore {
     fn chunks_of(&self, images: &BTreeSet<Digest>) -> Option<BTreeSet<Digest>> {
         let mut chunks = BTreeSet::new();
         for digest in images {
-            let manifest = Manifest::read(&self.manifest_path(*digest), *digest).ok()?;
+            let manifest = self.find_manifest(*digest)?;
             chunks.extend(manifest.stored().map(|(chunk, _, _)| chunk));
         }
         Some(chunks)

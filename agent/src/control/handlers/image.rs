@@ -2,12 +2,12 @@
 
 use super::Answered;
 use crate::control::extract::{Body, Named};
-use crate::control::model::{Image, ImageImport, ImageVerification, Progress};
+use crate::control::model::{Image, ImageImport, ImagePull, ImageVerification, Progress};
 use crate::control::problem::ApiError;
 use crate::control::router::Api;
 use crate::control::stream::long_work;
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use tokio::sync::watch;
@@ -51,6 +51,21 @@ pub(in crate::control) async fn show(State(api): State<Api>, Named(name): Named)
     responses((status = 204), (status = "default", body = ApiError)))]
 pub(in crate::control) async fn remove(State(api): State<Api>, Named(name): Named) -> Result<StatusCode, ApiError> {
     api.backend.remove_image(name).await.map(|()| StatusCode::NO_CONTENT)
+}
+
+/// Fetch an image from all hosts that have it. With `Accept: text/event-stream` as in import.
+#[utoipa::path(post, path = "/v1/images/{image}/pull", operation_id = "pull_image", request_body = ImagePull,
+    params(("image" = String, Path, description = "The image's name or digest")),
+    responses((status = 201, body = Image), (status = "default", body = ApiError)))]
+pub(in crate::control) async fn pull(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    Path(image): Path<String>,
+    Body(request): Body<ImagePull>,
+) -> Response {
+    let (sender, progress) = watch::channel(Progress::default());
+    let work = Box::pin(async move { api.backend.pull_image(image, request, sender).await });
+    long_work(&headers, StatusCode::CREATED, work, progress).await
 }
 
 /// Read and hash all that this host has of an image. With `Accept: text/event-stream` as in import.

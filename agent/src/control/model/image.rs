@@ -1,6 +1,7 @@
 //! Images and the work on them.
 
 use crate::name::Name;
+use crate::size::ByteSize;
 use crate::text::Text;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -38,6 +39,18 @@ pub struct ImageImport {
     /// The name it gets.
     #[schema(value_type = String)]
     pub name: Name,
+}
+
+/// How to fetch an image from other hosts.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImagePull {
+    /// The name it gets here; the one it has elsewhere if absent.
+    #[schema(value_type = Option<String>)]
+    pub name: Option<Name>,
+    /// Bytes per second at most.
+    #[schema(value_type = Option<String>)]
+    pub rate: Option<ByteSize>,
 }
 
 /// What a check of an image's content found.

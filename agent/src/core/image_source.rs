@@ -1,0 +1,82 @@
+//! The members of the swarm as the place where images come from.
+
+use super::{Core, Handle};
+use crate::events::{EventKind, EventLog};
+use crate::image::{Opened, Providers};
+use crate::swarm::streams::{StreamKind, Streams};
+use crate::text::Text;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use std::collections::{BTreeMap, BTreeSet};
+use tokio::sync::oneshot;
+use virtuoso_overlay::ids::{Digest, HostId};
+use virtuoso_overlay::table::Body;
+
+/// Members with images.
+pub(super) struct ImageSource {
+    pub(super) core: Handle,
+    pub(super) streams: Streams,
+    pub(super) events: EventLog,
+}
+
+/// Searches in the distributed hash table that run, with who waits for them.
+#[derive(Default)]
+pub(super) struct Searches(BTreeMap<Digest, Search>);
+
+#[derive(Default)]
+struct Search {
+    found: BTreeSet<HostId>,
+    waiting: Vec<oneshot::Sender<Vec<HostId>>>,
+}
+
+impl Providers for ImageSource {
+    fn find(&self, image: Digest) -> BoxFuture<'_, Vec<HostId>> {
+        let find = async move {
+            let (reply, found) = oneshot::channel();
+            // A core that stops finds nobody.
+            self.core.call(move |core| core.find_providers(image, reply)).await.ok();
+            found.await.unwrap_or_default()
+        };
+        find.boxed()
+    }
+
+    fn open(&self, host: HostId) -> BoxFuture<'_, Opened> {
+        let open = async move {
+            let stream = self.streams.open(host, StreamKind::IMAGE).await.map_err(|error| error.to_string())?;
+            Ok(Box::new(stream) as _)
+        };
+        open.boxed()
+    }
+
+    fn lied(&self, host: HostId, image: Digest, what: Digest) {
+        tracing::warn!(%host, %image, %what, "A host gave wrong content of an image: it is not asked again");
+        self.events.emit(EventKind::ProviderLied { host: Text(host), image: Text(image), content: Text(what) });
+    }
+}
+
+impl Core {
+    /// Tells the hosts that have an image, without this one: by the tables, else by Kademlia.
+    fn find_providers(&mut self, image: Digest, reply: oneshot::Sender<Vec<HostId>>) {
+        let me = self.me();
+        let rows = self.node.iter().flat_map(|node| node.table().bodies());
+        let having = rows.filter(|(_, body)| matches!(body, Body::Image(row) if row.digest == image));
+        let hosts: Vec<HostId> = having.map(|(host, _)| host).filter(|host| *host != me).collect();
+        if hosts.is_empty() && (self.searches.0.contains_key(&image) || self.swarm.get_providers(image).is_ok()) {
+            self.searches.0.entry(image).or_default().waiting.push(reply);
+        } else {
+            reply.send(hosts).ok();
+        }
+    }
+
+    /// Providers that Kademlia knows.
+    pub(super) fn on_providers(&mut self, image: Digest, hosts: &[HostId], last: bool) {
+        let me = self.me();
+        let Some(search) = self.searches.0.get_mut(&image) else { return };
+        search.found.extend(hosts.iter().filter(|host| **host != me));
+        if last && let Some(search) = self.searches.0.remove(&image) {
+            for reply in search.waiting {
+                reply.send(search.found.iter().copied().collect()).ok();
+            }
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Which chunk to ask of whom next.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+use tokio::time::Instant;
+use virtuoso_overlay::ids::{Digest, HostId};
+
+/// A chunk that was asked of one host for so long is asked of another too.
+pub(super) const STEAL_AFTER: Duration = Duration::from_millis(500);
+/// Hosts that are asked for the same chunk at once.
+const ASKED_MAX: usize = 2;
+
+/// Chunks that are not here yet.
+pub(super) struct Queue {
+    missing: HashMap<Digest, Piece>,
+    missing_bytes: u64,
+    /// Not asked of anybody, in this order; may name chunks that have come meanwhile.
+    order: VecDeque<Digest>,
+    /// Somebody waits for these.
+    urgent: VecDeque<Digest>,
+}
+
+struct Piece {
+    length: usize,
+    asked: Vec<HostId>,
+    asked_at: Instant,
+}
+
+impl Queue {
+    pub(super) fn new(missing: Vec<(Digest, u64, usize)>) -> Self {
+        let (now, asked) = (Instant::now(), Vec::new);
+        let order = missing.iter().map(|(digest, _, _)| *digest).collect();
+        let missing_bytes = missing.iter().map(|(_, _, length)| *length as u64).sum();
+        let piece = |(digest, _, length)| (digest, Piece { length, asked: asked(), asked_at: now });
+        Self { missing: missing.into_iter().map(piece).collect(), missing_bytes, order, urgent: VecDeque::new() }
+    }
+
+    pub(super) fn missing_bytes(&self) -> u64 {
+        self.missing_bytes
+    }
+
+    /// The chunk to ask of `host` now, with its length.
+    pub(super) fn next(&mut self, host: HostId, now: Instant) -> Option<(Digest, usize)> {
+        let urgent = self.next_urgent(host, now);
+        let digest = urgent.or_else(|| self.next_in_order()).or_else(|| self.next_overdue(host, now))?;
+        let piece = self.missing.get_mut(&digest)?;
+        piece.asked.push(host);
+        piece.asked_at = now;
+        Some((digest, piece.length))
+    }
+
+    fn next_urgent(&mut self, host: HostId, now: Instant) -> Option<Digest> {
+        let missing = &self.missing;
+        self.urgent.retain(|digest| missing.contains_key(digest));
+        self.urgent.iter().copied().find(|digest| {
+            let piece = &missing[digest];
+            piece.asked.is_empty() || piece.is_overdue(host, now)
+        })
+    }
+
+    fn next_in_order(&mut self) -> Option<Digest> {
+        while let Some(digest) = self.order.pop_front() {
+            if self.missing.get(&digest).is_some_and(|piece| piece.asked.is_empty()) {
+                return Some(digest);
+            }
+        }
+        None
+    }
+
+    /// What another host owes for the longest time. There are no more of these than fit the windows of all hosts.
+    fn next_overdue(&self, host: HostId, now: Instant) -> Option<Digest> {
+        let overdue = self.missing.iter().filter(|(_, piece)| piece.is_overdue(host, now));
+        overdue.min_by_key(|(_, piece)| piece.asked_at).map(|(digest, _)| *digest)
+    }
+
+    /// A chunk is here; says whether that is news.
+    pub(super) fn arrived(&mut self, digest: &Digest) -> bool {
+        let Some(piece) = self.missing.remove(digest) else { return false };
+        self.missing_bytes -= piece.length as u64;
+        true
+    }
+
+    /// A host will not answer: others may be asked at once.
+    pub(super) fn gave_up(&mut self, host: HostId) {
+        for (digest, piece) in self.missing.iter_mut().filter(|(_, piece)| piece.asked.contains(&host)) {
+            piece.asked.retain(|asked| *asked != host);
+            if piece.asked.is_empty() {
+                self.order.push_front(*digest);
+            }
+        }
+    }
+}
+
+impl Piece {
+    fn is_overdue(&self, host: HostId, now: Instant) -> bool {
+        let others = !self.asked.is_empty() && !self.asked.contains(&host) && self.asked.len() < ASKED_MAX;
+        others && now.duration_since(self.asked_at) >= STEAL_AFTER
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: HostId = HostId([1; 32]);
+    const B: HostId = HostId([2; 32]);
+    const C: HostId = HostId([3; 32]);
+
+    fn digest(n: u8) -> Digest {
+        Digest([n; 32])
+    }
+
+    fn queue(count: u8) -> Queue {
+        Queue::new((1..=count).map(|n| (digest(n), u64::from(n), 10)).collect())
+    }
+
+    #[test]
+    fn each_chunk_is_asked_of_one_host_until_it_is_overdue() {
+        let (mut queue, now) = (queue(2), Instant::now());
+        assert_eq!(queue.next(A, now), Some((digest(1), 10)));
+        assert_eq!(queue.next(B, now), Some((digest(2), 10)));
+        assert_eq!((queue.next(A, now), queue.next(B, now)), (None, None));
+        let later = now + STEAL_AFTER;
+        assert_eq!(queue.next(B, later), Some((digest(1), 10)));
+        assert_eq!(queue.next(C, later), Some((digest(2), 10)));
+        assert_eq!(queue.next(C, later + STEAL_AFTER), None, "two hosts are enough for a chunk");
+        assert!(queue.arrived(&digest(1)) && !queue.arrived(&digest(1)) && queue.arrived(&digest(2)));
+        assert_eq!(queue.missing_bytes(), 0);
+    }
+
+    #[test]
+    fn what_a_lost_host_owes_comes_first() {
+        let (mut queue, now) = (queue(3), Instant::now());
+        queue.next(A, now);
+        queue.gave_up(A);
+        assert_eq!(queue.next(B, now), Some((digest(1), 10)));
+        assert_eq!(queue.next(B, now), Some((digest(2), 10)));
+    }
+}
