@@ -5,6 +5,7 @@
 //! - `manifests/<digest>`: size and chunk digests of an image (see [`manifest`]); the name is its checksum.
 //! - `partial/<digest>`: the same of an image that is being fetched from other hosts.
 //! - `names.json`: names to digests.
+//! - `nbd/`: sockets at which hypervisors read images.
 //! - `tmp/`: what is being written. Emptied at start.
 //!
 //! Each step leaves a usable store: a chunk is renamed into place when it is complete, a manifest after its chunks are
@@ -16,9 +17,11 @@ mod fetch;
 mod import;
 mod job;
 pub mod manifest;
+mod nbd;
 mod partial;
 mod provide;
 mod pull;
+mod serve;
 mod sweep;
 mod talk;
 mod verify;
@@ -43,6 +46,7 @@ pub use fetch::{Opened, Providers};
 pub use manifest::CHUNK_BYTES;
 pub use provide::provide;
 pub use pull::Pull;
+pub use serve::{OnComplete, Served};
 pub use verify::Verification;
 
 /// Names in one store: each costs a line in `names.json`, which is rewritten with every change.
@@ -168,7 +172,7 @@ impl ImageStore {
         if unfinished.exists() {
             fs::remove_dir_all(&unfinished).with_context(|| format!("Can't empty {}", unfinished.display()))?;
         }
-        for part in ["tmp", "chunks", "manifests", "partial"] {
+        for part in ["tmp", "chunks", "manifests", "partial", "nbd"] {
             let path = dir.join(part);
             fs::create_dir_all(&path).with_context(|| format!("Can't create {}", path.display()))?;
         }

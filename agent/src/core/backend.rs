@@ -1,6 +1,5 @@
 //! What the control API asks for, done by the core, the image store and the network devices.
 
-use super::image_source::ImageSource;
 use super::networks::{self, Attachment};
 use super::views::{rfc3339, seconds};
 use super::{Core, Handle};
@@ -95,7 +94,7 @@ impl Agent {
     }
 
     /// What a name or digest means in the swarm, and the name that the image gets here.
-    async fn find_pull(&self, wanted: &str, request: &ImagePull) -> Result<Pull, ApiError> {
+    pub(super) async fn find_pull(&self, wanted: &str, request: &ImagePull) -> Result<Pull, ApiError> {
         let images = self.ask(Core::images_view).await?;
         let named = |image: &Image| image.name == wanted || image.digest.to_string() == wanted;
         let found: BTreeMap<_, _> = images.into_iter().filter(named).map(|image| (image.digest.0, image)).collect();
@@ -265,10 +264,8 @@ impl Backend for Agent {
     fn pull_image(&self, wanted: String, request: ImagePull, progress: watch::Sender<Progress>) -> Answer<'_, Image> {
         Box::pin(async move {
             let pull = self.find_pull(&wanted, &request).await?;
-            let (core, streams, events) = (self.core.clone(), self.streams.clone(), self.events.clone());
             let name = pull.name.clone();
-            let source = Arc::new(ImageSource { core, streams, events });
-            let stored = self.images.pull(pull, source, progress).await?;
+            let stored = self.images.pull(pull, self.image_source(), progress).await?;
             self.events.emit(EventKind::ImageImported { name: name.to_string(), digest: Text(stored.digest) });
             self.ask(Core::publish_images).await?;
             self.find_image(&name).await

@@ -1,13 +1,16 @@
 //! The members of the swarm as the place where images come from.
 
-use super::{Core, Handle};
+use super::{Agent, Core, Handle};
+use crate::control::model::ImagePull;
+use crate::control::problem::ApiError;
 use crate::events::{EventKind, EventLog};
-use crate::image::{Opened, Providers};
+use crate::image::{OnComplete, Opened, Providers, Served};
 use crate::swarm::streams::{StreamKind, Streams};
 use crate::text::Text;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use tokio::sync::oneshot;
 use virtuoso_overlay::ids::{Digest, HostId};
 use virtuoso_overlay::table::Body;
@@ -27,6 +30,34 @@ pub(super) struct Searches(BTreeMap<Digest, Search>);
 struct Search {
     found: BTreeSet<HostId>,
     waiting: Vec<oneshot::Sender<Vec<HostId>>>,
+}
+
+impl Agent {
+    /// Where this host's images come from.
+    pub(super) fn image_source(&self) -> Arc<ImageSource> {
+        let (core, streams, events) = (self.core.clone(), self.streams.clone(), self.events.clone());
+        Arc::new(ImageSource { core, streams, events })
+    }
+
+    /// Lets hypervisors on this host read an image by NBD, also one that is elsewhere: then it is fetched, as it is
+    /// read and in quiet times, and the swarm is told when it is here.
+    ///
+    /// # Errors
+    /// If no host has the image, or it is being pulled.
+    pub async fn serve_image(&self, image: &str) -> Result<Served, ApiError> {
+        let pull = self.find_pull(image, &ImagePull::default()).await?;
+        let (core, events) = (self.core.clone(), self.events.clone());
+        let on_complete: OnComplete = Box::new(move |stored| {
+            let tell = async move {
+                let digest = Text(stored.digest);
+                events.emit(EventKind::ImageImported { name: stored.name.to_string(), digest });
+                // An agent that stops tells nobody.
+                core.call(Core::publish_images).await.ok();
+            };
+            tell.boxed()
+        });
+        Ok(self.images.serve_nbd(pull, self.image_source(), on_complete).await?)
+    }
 }
 
 impl Providers for ImageSource {

@@ -8,7 +8,7 @@
 mod queue;
 mod rate;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod worker;
 
 use super::manifest::Manifest;
@@ -81,7 +81,7 @@ impl Shared {
     }
 
     fn tell_progress(&self) {
-        let done_bytes = self.stored_bytes - self.queue().missing_bytes();
+        let done_bytes = self.stored_bytes.saturating_sub(self.queue().missing_bytes());
         self.progress.send_replace(Progress { done_bytes, total_bytes: self.stored_bytes });
     }
 }
@@ -120,6 +120,37 @@ impl Fetch {
     /// Fails when nothing has come for so long.
     pub(super) fn with_patience(self, patience: Duration) -> Self {
         Self { patience: Some(patience), ..self }
+    }
+
+    /// Fetches what is wanted first, and the rest while nothing is.
+    pub(super) fn on_demand(self) -> Self {
+        self.shared.queue().set_on_demand();
+        self
+    }
+
+    /// Waits until a chunk is here that somebody reads; `ahead` is likely to be read next.
+    pub(super) async fn want(&self, digest: Digest, length: usize, ahead: Vec<Digest>) {
+        self.shared.queue().want(digest, length, ahead);
+        self.shared.changed.notify_waiters();
+        loop {
+            // Before looking at the queue, so that no change is missed.
+            let changed = self.shared.changed.notified();
+            if !self.shared.queue().is_missing(&digest) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Waits until something is missing.
+    pub(super) async fn wanted(&self) {
+        loop {
+            let changed = self.shared.changed.notified();
+            if self.shared.queue().missing_bytes() > 0 {
+                return;
+            }
+            changed.await;
+        }
     }
 
     /// Runs until every chunk is here. Dropping the future stops all work.

@@ -124,6 +124,13 @@ impl Manifest {
         self.stored().map(|(_, _, length)| length as u64).sum()
     }
 
+    /// Digest and length of the chunk in which the byte at `offset` stands, which is within the image.
+    pub(super) fn chunk_at(&self, offset: u64) -> (Digest, usize) {
+        let index = offset / CHUNK_BYTES as u64;
+        let digest = self.chunks[usize::try_from(index).expect("a terabyte has four million chunks")];
+        (digest, chunk_bytes(self.size_bytes, index * CHUNK_BYTES as u64))
+    }
+
     /// Digest, offset and length of each chunk that is not zeros.
     pub fn stored(&self) -> impl Iterator<Item = (Digest, u64, usize)> + '_ {
         let placed = self.chunks.iter().zip((0_u64..).step_by(CHUNK_BYTES));

@@ -74,7 +74,7 @@ impl ImageStore {
         Ok(named)
     }
 
-    async fn get_manifest(
+    pub(super) async fn get_manifest(
         self: &Arc<Self>,
         pull: &Pull,
         providers: &Arc<dyn Providers>,
@@ -133,7 +133,7 @@ async fn ask_manifest(
 pub(super) struct Claims(Mutex<BTreeSet<Digest>>);
 
 /// The right to fetch an image. Two fetches of one would take each other's chunks away when they end.
-struct Claim {
+pub(super) struct Claim {
     store: Arc<ImageStore>,
     image: Digest,
     /// Whether what is here of the image stays.
@@ -141,9 +141,18 @@ struct Claim {
 }
 
 impl Claim {
-    fn new(store: &Arc<ImageStore>, image: Digest) -> Result<Self, ImageError> {
+    pub(super) fn new(store: &Arc<ImageStore>, image: Digest) -> Result<Self, ImageError> {
         let is_new = store.claims.0.lock().unwrap_or_else(PoisonError::into_inner).insert(image);
         if is_new { Ok(Self { store: store.clone(), image, keep: false }) } else { Err(ImageError::Busy(image)) }
+    }
+}
+
+impl Claim {
+    /// What is here of the image stays when the claim ends.
+    pub(super) fn keeping(self) -> Self {
+        let mut claim = self;
+        claim.keep = true;
+        claim
     }
 }
 

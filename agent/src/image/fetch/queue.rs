@@ -1,5 +1,6 @@
 //! Which chunk to ask of whom next.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -7,6 +8,10 @@ use virtuoso_overlay::ids::{Digest, HostId};
 
 /// A chunk that was asked of one host for so long is asked of another too.
 pub(super) const STEAL_AFTER: Duration = Duration::from_millis(500);
+/// A reader that wanted nothing for so long is quiet: a guest that boots pauses for less.
+const QUIET_AFTER: Duration = Duration::from_secs(5);
+/// A reader that is never quiet must not keep the image from being completed.
+const DEMAND_TIME_MAX: Duration = Duration::from_secs(60);
 /// Hosts that are asked for the same chunk at once.
 const ASKED_MAX: usize = 2;
 
@@ -16,8 +21,15 @@ pub(super) struct Queue {
     missing_bytes: u64,
     /// Not asked of anybody, in this order; may name chunks that have come meanwhile.
     order: VecDeque<Digest>,
-    /// Somebody waits for these.
+    /// Somebody waits for these, or will soon.
     urgent: VecDeque<Digest>,
+    /// Set if what nobody waits for comes only in quiet times.
+    on_demand: Option<OnDemand>,
+}
+
+struct OnDemand {
+    since: Instant,
+    wanted_at: Instant,
 }
 
 struct Piece {
@@ -32,17 +44,57 @@ impl Queue {
         let order = missing.iter().map(|(digest, _, _)| *digest).collect();
         let missing_bytes = missing.iter().map(|(_, _, length)| *length as u64).sum();
         let piece = |(digest, _, length)| (digest, Piece { length, asked: asked(), asked_at: now });
-        Self { missing: missing.into_iter().map(piece).collect(), missing_bytes, order, urgent: VecDeque::new() }
+        Self {
+            missing: missing.into_iter().map(piece).collect(),
+            missing_bytes,
+            order,
+            urgent: VecDeque::new(),
+            on_demand: None,
+        }
     }
 
     pub(super) fn missing_bytes(&self) -> u64 {
         self.missing_bytes
     }
 
+    /// From now on, what nobody waits for comes only in quiet times.
+    pub(super) fn set_on_demand(&mut self) {
+        self.on_demand = Some(OnDemand { since: Instant::now(), wanted_at: Instant::now() });
+    }
+
+    /// Somebody waits for a chunk, and is likely to want those `ahead` next.
+    pub(super) fn want(&mut self, digest: Digest, length: usize, ahead: Vec<Digest>) {
+        let now = Instant::now();
+        if let Some(on_demand) = &mut self.on_demand {
+            on_demand.wanted_at = now;
+        }
+        // A chunk that was here is missing again if the disk damaged it.
+        if let Entry::Vacant(vacant) = self.missing.entry(digest) {
+            vacant.insert(Piece { length, asked: Vec::new(), asked_at: now });
+            self.missing_bytes += length as u64;
+        }
+        self.urgent.retain(|other| *other != digest);
+        let ahead: Vec<_> = ahead.into_iter().filter(|digest| !self.urgent.contains(digest)).collect();
+        self.urgent.push_front(digest);
+        self.urgent.extend(ahead);
+    }
+
+    pub(super) fn is_missing(&self, digest: &Digest) -> bool {
+        self.missing.contains_key(digest)
+    }
+
+    fn is_quiet(&self, now: Instant) -> bool {
+        self.on_demand.as_ref().is_none_or(|demand| {
+            let quiet = now.duration_since(demand.wanted_at) >= QUIET_AFTER;
+            quiet || now.duration_since(demand.since) >= DEMAND_TIME_MAX
+        })
+    }
+
     /// The chunk to ask of `host` now, with its length.
     pub(super) fn next(&mut self, host: HostId, now: Instant) -> Option<(Digest, usize)> {
         let urgent = self.next_urgent(host, now);
-        let digest = urgent.or_else(|| self.next_in_order()).or_else(|| self.next_overdue(host, now))?;
+        let in_order = |queue: &mut Self| if queue.is_quiet(now) { queue.next_in_order() } else { None };
+        let digest = urgent.or_else(|| in_order(self)).or_else(|| self.next_overdue(host, now))?;
         let piece = self.missing.get_mut(&digest)?;
         piece.asked.push(host);
         piece.asked_at = now;

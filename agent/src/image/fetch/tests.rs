@@ -14,7 +14,7 @@ use tokio::io::{AsyncWriteExt, DuplexStream};
 use virtuoso_overlay::wire::image::{ImageAnswer, ImageRequest};
 
 #[derive(Clone, Copy, PartialEq)]
-enum Manner {
+pub(in crate::image) enum Manner {
     Honest,
     /// Sends chunks of something else.
     Lies,
@@ -34,9 +34,10 @@ struct Host {
 
 /// A swarm of hosts with images.
 #[derive(Default)]
-struct Swarm {
+pub(in crate::image) struct Swarm {
     hosts: Mutex<Vec<Host>>,
     lies: Mutex<Vec<HostId>>,
+    talks: Mutex<Vec<tokio::task::AbortHandle>>,
 }
 
 impl Providers for Swarm {
@@ -51,7 +52,8 @@ impl Providers for Swarm {
             return std::future::ready(Err("it is gone".into())).boxed();
         };
         let (here, there) = tokio::io::duplex(1 << 20);
-        tokio::spawn(behave(host.store.clone(), host.manner, host.sent.clone(), there));
+        let talk = tokio::spawn(behave(host.store.clone(), host.manner, host.sent.clone(), there));
+        self.talks.lock().unwrap().push(talk.abort_handle());
         std::future::ready(Ok(Box::new(here) as Box<dyn Io>)).boxed()
     }
 
@@ -61,7 +63,17 @@ impl Providers for Swarm {
 }
 
 impl Swarm {
-    fn add(&self, n: u8, store: &Arc<ImageStore>, manner: Manner) -> Arc<AtomicU64> {
+    /// All hosts are gone.
+    pub(in crate::image) fn clear(&self) {
+        self.hosts.lock().unwrap().clear();
+        self.talks.lock().unwrap().drain(..).for_each(|talk| talk.abort());
+    }
+
+    pub(in crate::image) fn lies(&self) -> Vec<HostId> {
+        self.lies.lock().unwrap().clone()
+    }
+
+    pub(in crate::image) fn add(&self, n: u8, store: &Arc<ImageStore>, manner: Manner) -> Arc<AtomicU64> {
         let sent = Arc::default();
         let host = Host { id: HostId([n; 32]), store: store.clone(), manner, sent: Arc::clone(&sent) };
         self.hosts.lock().unwrap().push(host);
@@ -103,29 +115,29 @@ async fn behave(store: Arc<ImageStore>, manner: Manner, sent: Arc<AtomicU64>, mu
 /// Two tries fit.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-fn name(text: &str) -> Name {
+pub(in crate::image) fn name(text: &str) -> Name {
     text.parse().unwrap()
 }
 
-fn store() -> (TempDir, Arc<ImageStore>) {
+pub(in crate::image) fn store() -> (TempDir, Arc<ImageStore>) {
     let tmp = tempfile::tempdir().unwrap();
     let store = Arc::new(ImageStore::open(tmp.path()).unwrap());
     (tmp, store)
 }
 
 /// Chunks that all differ, with a hole.
-fn content(chunks: u64) -> Vec<u8> {
+pub(in crate::image) fn content(chunks: u64) -> Vec<u8> {
     let chunk = |n: u64| if n == 1 { vec![0; CHUNK_BYTES] } else { (n + 1).to_le_bytes().repeat(CHUNK_BYTES / 8) };
     (0..chunks).flat_map(chunk).chain(*b"end").collect()
 }
 
-fn import(tmp: &TempDir, store: &ImageStore, text: &str, content: &[u8]) -> StoredImage {
+pub(in crate::image) fn import(tmp: &TempDir, store: &ImageStore, text: &str, content: &[u8]) -> StoredImage {
     let path = tmp.path().join("source.raw");
     fs::write(&path, content).unwrap();
     store.import_blocking(&path, &name(text), &mut |_| ControlFlow::Continue(())).unwrap()
 }
 
-fn pull_of(image: &StoredImage) -> Pull {
+pub(in crate::image) fn pull_of(image: &StoredImage) -> Pull {
     Pull {
         image: image.digest,
         name: name("pulled"),

@@ -1,0 +1,150 @@
+//! An image as a read-only disk for a hypervisor on this host: the NBD protocol on a Unix socket.
+//!
+//! Fixed newstyle negotiation and simple replies, which every client knows. Reads run side by side: one that waits for
+//! a chunk of another host does not hold up the next.
+
+mod negotiation;
+
+use super::serve::Disk;
+use negotiation::negotiate;
+use std::io;
+use std::sync::Arc;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::net::UnixListener;
+use tokio::sync::{Mutex, Semaphore};
+use tokio::task::JoinSet;
+
+const REQUEST_MAGIC: u32 = 0x2560_9513;
+const REPLY_MAGIC: u32 = 0x6744_6698;
+const READ: u16 = 0;
+const WRITE: u16 = 1;
+const DISCONNECT: u16 = 2;
+const FLUSH: u16 = 3;
+
+/// Clients of one image at once: the VMs of a host that have it.
+const CLIENTS_MAX: usize = 256;
+/// Reads of one client at once; more wait in the socket.
+const READS_MAX: usize = 16;
+/// Bytes of one request, as the protocol recommends.
+const REQUEST_BYTES_MAX: u32 = 32 << 20;
+
+/// Numbers that the protocol gives to errors.
+#[derive(Clone, Copy)]
+enum Failure {
+    None = 0,
+    NotPermitted = 1,
+    Invalid = 22,
+    NotSupported = 95,
+}
+
+/// Serves all clients until it is dropped.
+pub(super) async fn listen(listener: UnixListener, disk: Arc<Disk>) {
+    let places = Arc::new(Semaphore::new(CLIENTS_MAX));
+    let mut clients = JoinSet::new();
+    loop {
+        while clients.try_join_next().is_some() {}
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!("Can't accept a client of an image: {error}");
+                tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                continue;
+            }
+        };
+        let Ok(place) = places.clone().try_acquire_owned() else { continue };
+        let disk = disk.clone();
+        clients.spawn(async move {
+            if let Err(error) = serve(stream, disk).await {
+                tracing::debug!("A client of an image went away: {error}");
+            }
+            drop(place);
+        });
+    }
+}
+
+async fn serve(stream: impl AsyncRead + AsyncWrite + Send + 'static, disk: Arc<Disk>) -> io::Result<()> {
+    let (reading, mut writing) = tokio::io::split(stream);
+    let mut reading = BufReader::new(reading);
+    if !negotiate(&mut reading, &mut writing, &disk).await? {
+        return Ok(());
+    }
+    let writing = Arc::new(Mutex::new(writing));
+    let places = Arc::new(Semaphore::new(READS_MAX));
+    let mut reads = JoinSet::new();
+    loop {
+        let request = Request::read(&mut reading).await?;
+        while reads.try_join_next().is_some() {}
+        let failure = match request.kind {
+            READ if request.is_within(&disk) => {
+                let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
+                let (disk, writing) = (disk.clone(), writing.clone());
+                reads.spawn(async move {
+                    let content = disk.read(request.offset, request.length as usize).await;
+                    // A client that is gone shows when its next request is read.
+                    reply(&mut *writing.lock().await, request.cookie, Failure::None, &content).await.ok();
+                    drop(place);
+                });
+                continue;
+            }
+            READ => Failure::Invalid,
+            WRITE => {
+                discard(&mut reading, request.length).await?;
+                Failure::NotPermitted
+            }
+            DISCONNECT => return Ok(()),
+            FLUSH => Failure::None,
+            _ => Failure::NotSupported,
+        };
+        reply(&mut *writing.lock().await, request.cookie, failure, &[]).await?;
+    }
+}
+
+struct Request {
+    kind: u16,
+    cookie: u64,
+    offset: u64,
+    length: u32,
+}
+
+impl Request {
+    async fn read(reading: &mut (impl AsyncRead + Unpin)) -> io::Result<Self> {
+        if reading.read_u32().await? != REQUEST_MAGIC {
+            return Err(invalid("not a request"));
+        }
+        let _flags = reading.read_u16().await?;
+        let kind = reading.read_u16().await?;
+        let (cookie, offset) = (reading.read_u64().await?, reading.read_u64().await?);
+        Ok(Self { kind, cookie, offset, length: reading.read_u32().await? })
+    }
+
+    fn is_within(&self, disk: &Disk) -> bool {
+        let end = self.offset.checked_add(self.length.into());
+        (1..=REQUEST_BYTES_MAX).contains(&self.length) && end.is_some_and(|end| end <= disk.size_bytes())
+    }
+}
+
+async fn reply(
+    writing: &mut (impl AsyncWrite + Unpin),
+    cookie: u64,
+    failure: Failure,
+    content: &[u8],
+) -> io::Result<()> {
+    let mut head = [0; 16];
+    head[..4].copy_from_slice(&REPLY_MAGIC.to_be_bytes());
+    head[4..8].copy_from_slice(&(failure as u32).to_be_bytes());
+    head[8..].copy_from_slice(&cookie.to_be_bytes());
+    writing.write_all(&head).await?;
+    writing.write_all(content).await?;
+    writing.flush().await
+}
+
+async fn discard(reading: &mut (impl AsyncRead + Unpin), length: u32) -> io::Result<()> {
+    if length > REQUEST_BYTES_MAX {
+        return Err(invalid("a request that is too long"));
+    }
+    tokio::io::copy(&mut reading.take(length.into()), &mut tokio::io::sink()).await.map(drop)
+}
+
+fn invalid(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}

@@ -1,0 +1,137 @@
+//! Disks over real sockets, read by the tools that others use.
+
+use super::*;
+use crate::image::fetch::tests::{Manner, Swarm, content, import, name, pull_of, store};
+use std::process::Command;
+use std::sync::atomic::Ordering;
+use virtuoso_overlay::ids::HostId;
+
+async fn serve(store: &Arc<ImageStore>, image: &StoredImage, swarm: &Arc<Swarm>) -> Served {
+    let on_complete: OnComplete = Box::new(|_| Box::pin(std::future::ready(())));
+    store.serve_nbd(pull_of(image), swarm.clone(), on_complete).await.unwrap()
+}
+
+/// A tool's output, or nothing and a word about it if it is not installed.
+async fn tool(name: &str, args: Vec<String>) -> Option<std::process::Output> {
+    if Command::new(name).arg("--version").output().is_err() {
+        eprintln!("skipped: {name} is not installed (packages libnbd-bin, qemu-utils)");
+        return None;
+    }
+    let mut command = tokio::process::Command::new(name);
+    Some(command.args(args).output().await.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tools_read_what_was_imported_while_it_is_fetched() {
+    let ((tmp, from), (kept, to)) = (store(), store());
+    let image = import(&tmp, &from, "one", &content(40));
+    let swarm = Arc::new(Swarm::default());
+    swarm.add(1, &from, Manner::Honest);
+    swarm.add(2, &from, Manner::Honest);
+    let served = serve(&to, &image, &swarm).await;
+    let mode = fs::metadata(served.path()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let uri = format!("nbd+unix:///?socket={}", served.path().display());
+    if let Some(info) = tool("nbdinfo", vec!["--size".into(), uri.clone()]).await {
+        assert_eq!(String::from_utf8_lossy(&info.stdout).trim(), image.size_bytes.to_string());
+    }
+    if let Some(list) = tool("nbdinfo", vec!["--list".into(), uri.clone()]).await {
+        assert!(String::from_utf8_lossy(&list.stdout).contains("export=\"pulled\""), "{list:?}");
+    }
+    let copy = kept.path().join("copy.raw");
+    if let Some(copied) = tool("nbdcopy", vec![uri.clone(), copy.display().to_string()]).await {
+        assert!(copied.status.success(), "{copied:?}");
+        assert!(fs::read(&copy).unwrap() == content(40));
+    }
+    let source = tmp.path().join("source.raw").display().to_string();
+    let args = ["compare", "-f", "raw", "-F", "raw", &source, &uri].map(str::to_owned).to_vec();
+    if let Some(compared) = tool("qemu-img", args).await {
+        assert!(compared.status.success(), "{compared:?}");
+    }
+}
+
+#[tokio::test]
+async fn only_what_is_read_comes_while_the_reader_is_busy_and_reads_wait_for_a_provider() {
+    let ((tmp, from), (_kept, to)) = (store(), store());
+    let image = import(&tmp, &from, "one", &content(60));
+    let swarm = Arc::new(Swarm::default());
+    let sent = swarm.add(1, &from, Manner::Honest);
+    let served = serve(&to, &image, &swarm).await;
+    let mut client = Client::connect(served.path()).await;
+    let at = 30 * CHUNK_BYTES as u64 + 7;
+    assert_eq!(client.read(at, 100).await, content(60)[at as usize..][..100]);
+    assert!((1..=1 + AHEAD).contains(&sent.load(Ordering::Relaxed)));
+
+    // The only host that has it goes away, and comes back.
+    swarm.clear();
+    let reading = tokio::spawn(async move {
+        let at = 50 * CHUNK_BYTES as u64;
+        (client.read(at, 10).await, at)
+    });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!reading.is_finished(), "a read that can't be served is an error or zeros");
+    swarm.add(2, &from, Manner::Honest);
+    let (read, at) = tokio::time::timeout(Duration::from_secs(20), reading).await.expect("no read").unwrap();
+    assert_eq!(read, content(60)[at as usize..][..10]);
+    drop(served);
+    assert!(!to.has(image.digest));
+}
+
+#[tokio::test]
+async fn a_damaged_chunk_is_fetched_again_and_all_of_it_gets_its_name() {
+    let ((tmp, from), (_kept, to)) = (store(), store());
+    let image = import(&tmp, &from, "one", &content(5));
+    let swarm = Arc::new(Swarm::default());
+    swarm.add(1, &from, Manner::Honest);
+    let (here, is_here) = tokio::sync::oneshot::channel();
+    let on_complete: OnComplete = Box::new(|stored| {
+        here.send(stored).unwrap();
+        Box::pin(std::future::ready(()))
+    });
+    let served = to.serve_nbd(pull_of(&image), swarm.clone(), on_complete).await.unwrap();
+    let stored = tokio::time::timeout(Duration::from_secs(20), is_here).await.expect("never quiet").unwrap();
+    assert_eq!((stored.name, stored.digest), (name("pulled"), image.digest));
+    let (digest, _) = to.manifest(&name("pulled")).unwrap().chunk_at(0);
+    fs::write(to.chunks.path(digest), b"damaged").unwrap();
+    let mut client = Client::connect(served.path()).await;
+    assert_eq!(client.read(0, 16).await, content(5)[..16]);
+    assert_eq!(swarm.lies(), Vec::<HostId>::new());
+    assert!(client.request(1, 0, 0).await == 1 && client.request(0, u64::MAX, 9).await == 22);
+}
+
+/// The least that a client needs.
+struct Client(tokio::net::UnixStream);
+
+impl Client {
+    async fn connect(path: &Path) -> Self {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut stream = tokio::net::UnixStream::connect(path).await.unwrap();
+        let mut greeting = [0; 18];
+        stream.read_exact(&mut greeting).await.unwrap();
+        let go = [[0, 0, 0, 3].as_slice(), b"IHAVEOPT", &[0, 0, 0, 1], &[0, 0, 0, 0]].concat();
+        stream.write_all(&go).await.unwrap();
+        let mut export = [0; 10];
+        stream.read_exact(&mut export).await.unwrap();
+        Self(stream)
+    }
+
+    /// The error's number.
+    async fn request(&mut self, kind: u16, offset: u64, length: u32) -> u32 {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let head = [0x2560_9513u32.to_be_bytes().as_slice(), &[0, 0], &kind.to_be_bytes(), &[9; 8]].concat();
+        let rest = [offset.to_be_bytes().as_slice(), &length.to_be_bytes()].concat();
+        self.0.write_all(&[head, rest].concat()).await.unwrap();
+        assert_eq!(self.0.read_u32().await.unwrap(), 0x6744_6698);
+        let error = self.0.read_u32().await.unwrap();
+        assert_eq!(self.0.read_u64().await.unwrap(), u64::from_be_bytes([9; 8]));
+        error
+    }
+
+    async fn read(&mut self, offset: u64, length: u32) -> Vec<u8> {
+        use tokio::io::AsyncReadExt;
+        assert_eq!(self.request(0, offset, length).await, 0);
+        let mut content = vec![0; length as usize];
+        self.0.read_exact(&mut content).await.unwrap();
+        content
+    }
+}
