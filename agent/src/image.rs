@@ -13,6 +13,8 @@
 //! being fetched: that goes on where it was.
 
 mod chunk;
+mod convert;
+mod export;
 mod fetch;
 mod import;
 mod job;
@@ -123,6 +125,14 @@ pub enum ImageError {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
+        reason: String,
+    },
+    /// The image can't be exported.
+    #[error("Can't export to {}: {reason}", path.display())]
+    Target {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
         reason: String,
     },
     /// The disk is too small.
@@ -306,7 +316,7 @@ impl From<ImageError> for ApiError {
             ImageError::NameTaken(_) | ImageError::TooMany | ImageError::Cancelled | ImageError::Busy(_) => {
                 ErrorCode::Conflict
             }
-            ImageError::Source { .. } => ErrorCode::InvalidRequest,
+            ImageError::Source { .. } | ImageError::Target { .. } => ErrorCode::InvalidRequest,
             ImageError::NoSpace { .. } => ErrorCode::NoSpace,
             ImageError::Damaged { .. } => ErrorCode::Damaged,
             ImageError::Fetch { .. } => ErrorCode::Unavailable,

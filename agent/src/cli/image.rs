@@ -5,24 +5,24 @@ use super::progress::follow;
 use super::table::Table;
 use super::{Asking, FAILED, output};
 use crate::control::client::{Call, parse};
-use crate::control::model::{Image, ImageImport, ImagePull, ImageVerification};
+use crate::control::model::{Image, ImageExport, ImageImport, ImagePull, ImageVerification};
 use crate::name::Name;
 use crate::size::ByteSize;
 use anyhow::Context;
 use clap::Subcommand;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 #[derive(Subcommand)]
 pub(super) enum ImageVerb {
-    /// Put a raw disk or CD-ROM image into this host's store and tell the swarm
+    /// Put a raw or qcow2 disk, or a CD-ROM image, into this host's store and tell the swarm
     #[command(after_help = "\
 Examples:
   virtuoso image import ./debian-12-nocloud-amd64.raw --name debian-12
 
 Ctrl-C cancels; the store is then as it was.")]
     Import {
-        /// The file on the agent's host, raw content
+        /// The file on the agent's host
         file: PathBuf,
         /// The image's name
         #[arg(long)]
@@ -44,6 +44,14 @@ What is here already is not fetched again. Ctrl-C cancels; the store is then as 
         /// Bytes per second at most
         #[arg(long)]
         rate: Option<ByteSize>,
+    },
+    /// Write an image of this host to a raw file with holes
+    #[command(after_help = "Examples:\n  virtuoso image export debian-12 ./debian-12.raw")]
+    Export {
+        /// The image
+        name: Name,
+        /// The file on the agent's host; there must be none yet
+        file: PathBuf,
     },
     /// All images of the swarm
     #[command(after_help = "Examples:\n  virtuoso image list")]
@@ -73,6 +81,7 @@ impl ImageVerb {
         match self {
             Self::Import { file, name } => import(asking, file, name).await,
             Self::Pull { image, name, rate } => pull(asking, &image, name, rate).await,
+            Self::Export { name, file } => export(asking, &name, &file).await,
             Self::List => asking.show(Call::get("/v1/images"), images).await,
             Self::Show { name } => asking.show(Call::get(format!("/v1/images/{name}")), image).await,
             Self::Verify { name } => verify(asking, &name).await,
@@ -85,8 +94,7 @@ impl ImageVerb {
 }
 
 async fn import(asking: &Asking, file: PathBuf, name: Name) -> anyhow::Result<ExitCode> {
-    // The agent works in another directory.
-    let path = std::path::absolute(&file).with_context(|| format!("Not a path: `{}`", file.display()))?;
+    let path = absolute(&file)?;
     let call = Call::post("/v1/images", &ImageImport { path, name });
     let json = follow(&asking.client, call, "Importing").await?;
     if asking.json {
@@ -101,6 +109,22 @@ async fn import(asking: &Asking, file: PathBuf, name: Name) -> anyhow::Result<Ex
         image.digest
     ))?;
     Ok(ExitCode::SUCCESS)
+}
+
+async fn export(asking: &Asking, name: &Name, file: &Path) -> anyhow::Result<ExitCode> {
+    let path = absolute(file)?;
+    let call = Call::post(format!("/v1/images/{name}/export"), &ImageExport { path });
+    let json = follow(&asking.client, call, "Exporting").await?;
+    if asking.json {
+        return asking.show_json(&json);
+    }
+    output::line(&format!("Exported image {name} to {}", file.display()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The agent works in another directory.
+fn absolute(file: &Path) -> anyhow::Result<PathBuf> {
+    std::path::absolute(file).with_context(|| format!("Not a path: `{}`", file.display()))
 }
 
 async fn pull(asking: &Asking, image: &str, name: Option<Name>, rate: Option<ByteSize>) -> anyhow::Result<ExitCode> {
@@ -158,6 +182,7 @@ fn image(image: Image) -> Table {
     table.row(["digest".into(), image.digest.to_string()]);
     table.row(["size".into(), bytes(image.size_bytes)]);
     table.row(["stored".into(), image.stored_bytes.map(bytes).unwrap_or_default()]);
+    table.row(["unique".into(), image.unique_bytes.map(bytes).unwrap_or_default()]);
     for (id, name) in image.providers.iter().zip(image.provider_names) {
         table.row(["provider".into(), format!("{name} {id}")]);
     }

@@ -1,8 +1,9 @@
 //! What the control API asks of the agent: one method for each verb. The router knows only this.
 
 use super::model::{
-    Attach, Check, Detach, FdbEntry, Host, HostMatch, HostQuery, Image, ImageImport, ImagePull, ImageVerification,
-    Invite, InviteRequest, Link, Member, Network, NetworkCreate, Peer, PendingHost, Port, Progress, Status, Vm,
+    Attach, Check, Detach, FdbEntry, Host, HostMatch, HostQuery, Image, ImageExport, ImageImport, ImagePull,
+    ImageVerification, Invite, InviteRequest, Link, Member, Network, NetworkCreate, Peer, PendingHost, Port, Progress,
+    Status, Vm,
 };
 use super::problem::ApiError;
 use crate::name::Name;
@@ -53,6 +54,8 @@ pub trait Backend: Send + Sync + 'static {
     fn import_image(&self, request: ImageImport, progress: watch::Sender<Progress>) -> Answer<'_, Image>;
     /// Fetches an image, by name or digest, from the hosts that have it.
     fn pull_image(&self, image: String, request: ImagePull, progress: watch::Sender<Progress>) -> Answer<'_, Image>;
+    /// Writes an image of this host to a new file.
+    fn export_image(&self, name: Name, request: ImageExport, progress: watch::Sender<Progress>) -> Answer<'_, ()>;
     /// Reads and hashes all that this host has of an image.
     fn verify_image(&self, name: Name, progress: watch::Sender<Progress>) -> Answer<'_, ImageVerification>;
     /// Removes an image from this host.

@@ -9,7 +9,7 @@ mod swarm;
 pub use host::{
     BootstrapStatus, Check, CheckResult, Doctor, Host, HostMatch, HostQuery, HostState, Status, SwarmState,
 };
-pub use image::{DamagedChunk, Image, ImageImport, ImagePull, ImageVerification, Progress};
+pub use image::{DamagedChunk, Image, ImageExport, ImageImport, ImagePull, ImageVerification, Progress};
 pub use network::{
     Attach, ClaimState, Detach, FdbEntry, Link, LinkState, Network, NetworkCreate, Port, PortKind, PortState,
 };

@@ -112,6 +112,7 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(network::links))
         .routes(routes!(image::list, image::import))
         .routes(routes!(image::show, image::remove))
+        .routes(routes!(image::export))
         .routes(routes!(image::pull))
         .routes(routes!(image::verify))
         .routes(routes!(swarm::peers))

@@ -5,9 +5,9 @@ use super::views::{rfc3339, seconds};
 use super::{Core, Handle};
 use crate::control::backend::{Answer, Backend};
 use crate::control::model::{
-    Attach, Check, Detach, FdbEntry, Host, HostMatch, HostQuery, Image, ImageImport, ImagePull, ImageVerification,
-    Invite, InviteRequest, Link, LinkState, Member, Network, NetworkCreate, Peer, PendingHost, Port, PortKind,
-    PortState, Progress, Status, Vm,
+    Attach, Check, Detach, FdbEntry, Host, HostMatch, HostQuery, Image, ImageExport, ImageImport, ImagePull,
+    ImageVerification, Invite, InviteRequest, Link, LinkState, Member, Network, NetworkCreate, Peer, PendingHost, Port,
+    PortKind, PortState, Progress, Status, Vm,
 };
 use crate::control::problem::{ApiError, ErrorCode};
 use crate::engine::{self, EngineHandle};
@@ -248,7 +248,14 @@ impl Backend for Agent {
     }
 
     fn image(&self, name: Name) -> Answer<'_, Image> {
-        Box::pin(async move { self.find_image(&name).await })
+        Box::pin(async move {
+            let mut image = self.find_image(&name).await?;
+            if image.local {
+                // It may be here under another name only.
+                image.unique_bytes = self.images.unique(name).await.ok();
+            }
+            Ok(image)
+        })
     }
 
     fn import_image(&self, request: ImageImport, progress: watch::Sender<Progress>) -> Answer<'_, Image> {
@@ -270,6 +277,10 @@ impl Backend for Agent {
             self.ask(Core::publish_images).await?;
             self.find_image(&name).await
         })
+    }
+
+    fn export_image(&self, name: Name, request: ImageExport, progress: watch::Sender<Progress>) -> Answer<'_, ()> {
+        Box::pin(async move { Ok(self.images.export(name, request.path, progress).await?) })
     }
 
     fn verify_image(&self, name: Name, progress: watch::Sender<Progress>) -> Answer<'_, ImageVerification> {

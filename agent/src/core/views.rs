@@ -250,6 +250,7 @@ impl Core {
                 provider_names: Vec::new(),
                 local: stored.is_some(),
                 stored_bytes: stored.map(|image| image.stored_bytes),
+                unique_bytes: None,
             });
             image.providers.push(Text(host));
             image.provider_names.push(self.name_of(host));

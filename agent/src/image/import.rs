@@ -2,6 +2,7 @@
 //! when all of it is durable.
 
 use super::chunk::{self, sync_file_system, write_file};
+use super::convert::{convert, is_qcow2};
 use super::manifest::{CHUNK_BYTES, IMAGE_BYTES_MAX, Manifest, ZEROS, chunk_bytes};
 use super::{ImageError, ImageStore, StoredImage};
 use crate::control::model::Progress;
@@ -32,7 +33,7 @@ struct Source {
 }
 
 impl ImageStore {
-    /// Imports the raw content of the file at `path` under `name`. The same content under the same name is no error.
+    /// Imports the content of the raw or qcow2 file at `path` under `name`. The same content under the same name is no error.
     pub(super) fn import_blocking(
         &self,
         path: &Path,
@@ -44,7 +45,7 @@ impl ImageStore {
             let _gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
             let number = self.imports.fetch_add(1, Ordering::Relaxed);
             let unfinished = self.dir.join("tmp").join(number.to_string());
-            let imported = self.import_into(&unfinished, path, name, on_step);
+            let imported = self.import_any(&unfinished, path, name, on_step);
             // Not by a destructor: after a panic the files tell what happened, and the next start removes them.
             if let Err(error) = fs::remove_dir_all(&unfinished)
                 && error.kind() != ErrorKind::NotFound
@@ -56,6 +57,24 @@ impl ImageStore {
         if imported.is_err() || self.sweep_due.load(Ordering::SeqCst) {
             self.sweep()?;
         }
+        imported
+    }
+
+    fn import_any(
+        &self,
+        unfinished: &Path,
+        path: &Path,
+        name: &Name,
+        on_step: OnStep<'_>,
+    ) -> Result<StoredImage, ImageError> {
+        if !is_qcow2(path)? {
+            return self.import_into(unfinished, path, name, on_step);
+        }
+        let raw = unfinished.with_extension("raw");
+        let converted = convert(path, &raw, on_step);
+        let imported = converted.and_then(|()| self.import_into(unfinished, &raw, name, on_step));
+        // There is none if the conversion could not begin; the next start removes what stays.
+        fs::remove_file(&raw).ok();
         imported
     }
 
@@ -178,7 +197,7 @@ fn needed_bytes(source: &Metadata, size_bytes: u64) -> u64 {
     if source.is_file() { size_bytes.min(source.blocks().saturating_mul(512)) } else { size_bytes }
 }
 
-fn step(on_step: OnStep<'_>, done_bytes: u64, total_bytes: u64) -> Result<(), ImageError> {
+pub(super) fn step(on_step: OnStep<'_>, done_bytes: u64, total_bytes: u64) -> Result<(), ImageError> {
     match on_step(Progress { done_bytes, total_bytes }) {
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(()) => Err(ImageError::Cancelled),

@@ -23,7 +23,7 @@ impl Drop for CancelOnDrop {
 }
 
 impl ImageStore {
-    /// Imports the raw content of the file at `path` under `name`.
+    /// Imports the content of the file at `path` under `name`.
     pub async fn import(
         self: &Arc<Self>,
         path: PathBuf,
@@ -31,6 +31,21 @@ impl ImageStore {
         progress: watch::Sender<Progress>,
     ) -> Result<StoredImage, ImageError> {
         self.job(progress, move |store, on_step| store.import_blocking(&path, &name, on_step)).await
+    }
+
+    /// Writes an image to a new file.
+    pub async fn export(
+        self: &Arc<Self>,
+        name: Name,
+        path: PathBuf,
+        progress: watch::Sender<Progress>,
+    ) -> Result<(), ImageError> {
+        self.job(progress, move |store, on_step| store.export_blocking(&name, &path, on_step)).await
+    }
+
+    /// Bytes of an image that no other image of this host shares.
+    pub async fn unique(self: &Arc<Self>, name: Name) -> Result<u64, ImageError> {
+        self.blocking(move |store| store.unique_bytes(&name)).await
     }
 
     /// Reads and hashes each chunk of an image.

@@ -292,3 +292,45 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn an_export_is_the_file_that_was_imported() {
+    let (tmp, store) = store();
+    import(&tmp, &store, "one", &chunks("a00b")).unwrap();
+    import(&tmp, &store, "two", &chunks("a00c")).unwrap();
+    let path = tmp.path().join("out.raw");
+    let export = |path: &Path| store.export_blocking(&name("one"), path, &mut |_| ControlFlow::Continue(()));
+    export(&path).unwrap();
+    assert!(fs::read(&path).unwrap() == chunks("a00b"));
+    let refused = export(&path).unwrap_err().to_string();
+    assert!(refused.contains("out.raw") && refused.contains("exists"), "{refused}");
+    assert_eq!(store.unique_bytes(&name("one")).unwrap(), CHUNK_BYTES as u64);
+
+    let (digest, ..) = store.manifest(&name("one")).unwrap().stored().next().unwrap();
+    fs::write(store.chunks.path(digest), b"x").unwrap();
+    let other = tmp.path().join("other.raw");
+    assert!(matches!(export(&other), Err(ImageError::Damaged { .. })));
+    assert!(!other.exists());
+}
+
+#[test]
+fn qcow2_becomes_raw_and_one_that_leads_elsewhere_is_refused() {
+    let (tmp, store) = store();
+    let (raw, qcow2) = (tmp.path().join("disk.raw"), tmp.path().join("disk.qcow2"));
+    fs::write(&raw, chunks("a00b")).unwrap();
+    let mut convert = std::process::Command::new("qemu-img");
+    convert.args(["convert", "-c", "-f", "raw", "-O", "qcow2"]).arg(&raw).arg(&qcow2);
+    let Ok(converted) = convert.output() else {
+        return eprintln!("skipped: qemu-img is not installed (package qemu-utils)");
+    };
+    assert!(converted.status.success(), "{converted:?}");
+    store.import_blocking(&qcow2, &name("disk"), &mut |_| ControlFlow::Continue(())).unwrap();
+    assert!(content(&store, "disk") == chunks("a00b"));
+    assert_eq!(fs::read_dir(store.dir.join("tmp")).unwrap().count(), 0);
+
+    let mut header = fs::read(&qcow2).unwrap();
+    header[15] = 1;
+    fs::write(&qcow2, &header).unwrap();
+    let refused = store.import_blocking(&qcow2, &name("evil"), &mut |_| ControlFlow::Continue(())).unwrap_err();
+    assert!(refused.to_string().contains("backing file"), "{refused}");
+}

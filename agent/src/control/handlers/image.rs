@@ -2,7 +2,7 @@
 
 use super::Answered;
 use crate::control::extract::{Body, Named};
-use crate::control::model::{Image, ImageImport, ImagePull, ImageVerification, Progress};
+use crate::control::model::{Image, ImageExport, ImageImport, ImagePull, ImageVerification, Progress};
 use crate::control::problem::ApiError;
 use crate::control::router::Api;
 use crate::control::stream::long_work;
@@ -28,10 +28,7 @@ pub(in crate::control) async fn import(
     headers: HeaderMap,
     Body(request): Body<ImageImport>,
 ) -> Result<Response, ApiError> {
-    if !request.path.is_absolute() {
-        let detail = format!("`{}` is a relative path; the agent works in another directory", request.path.display());
-        return Err(ApiError::invalid(detail));
-    }
+    check_absolute(&request.path)?;
     let (sender, progress) = watch::channel(Progress::default());
     let work = Box::pin(async move { api.backend.import_image(request, sender).await });
     Ok(long_work(&headers, StatusCode::CREATED, work, progress).await)
@@ -51,6 +48,30 @@ pub(in crate::control) async fn show(State(api): State<Api>, Named(name): Named)
     responses((status = 204), (status = "default", body = ApiError)))]
 pub(in crate::control) async fn remove(State(api): State<Api>, Named(name): Named) -> Result<StatusCode, ApiError> {
     api.backend.remove_image(name).await.map(|()| StatusCode::NO_CONTENT)
+}
+
+fn check_absolute(path: &std::path::Path) -> Result<(), ApiError> {
+    if path.is_absolute() {
+        return Ok(());
+    }
+    let detail = format!("`{}` is a relative path; the agent works in another directory", path.display());
+    Err(ApiError::invalid(detail))
+}
+
+/// Write an image of this host to a new raw file with holes. With `Accept: text/event-stream` as in import.
+#[utoipa::path(post, path = "/v1/images/{name}/export", operation_id = "export_image", request_body = ImageExport,
+    params(("name" = String, Path, description = "The image")),
+    responses((status = 200, description = "The file is complete"), (status = "default", body = ApiError)))]
+pub(in crate::control) async fn export(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    Named(name): Named,
+    Body(request): Body<ImageExport>,
+) -> Result<Response, ApiError> {
+    check_absolute(&request.path)?;
+    let (sender, progress) = watch::channel(Progress::default());
+    let work = Box::pin(async move { api.backend.export_image(name, request, sender).await });
+    Ok(long_work(&headers, StatusCode::OK, work, progress).await)
 }
 
 /// Fetch an image from all hosts that have it. With `Accept: text/event-stream` as in import.

@@ -27,13 +27,24 @@ pub struct Image {
     pub local: bool,
     /// Bytes it takes on this host's disk, shared chunks counted in full; absent if it isn't here.
     pub stored_bytes: Option<u64>,
+    /// Of these, what no other image of this host shares; only where one image is shown, and if it is here.
+    pub unique_bytes: Option<u64>,
+}
+
+/// Asks to write an image of this host to a file.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImageExport {
+    /// The file, as an absolute path on the agent's host. There must be none yet.
+    #[schema(value_type = String)]
+    pub path: PathBuf,
 }
 
 /// Asks to import a file into this host's store.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ImageImport {
-    /// The file, as an absolute path on the agent's host. Raw content.
+    /// The file, as an absolute path on the agent's host. Raw content, or qcow2.
     #[schema(value_type = String)]
     pub path: PathBuf,
     /// The name it gets.
