@@ -24,4 +24,5 @@ mod seeded;
 pub mod switch;
 pub mod table;
 pub mod time;
+pub mod vm;
 pub mod wire;

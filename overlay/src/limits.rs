@@ -119,3 +119,10 @@ pub const SYNC_SESSIONS_MAX: usize = 8;
 pub const SYNC_ROUNDS_MAX: u32 = 64;
 /// Hosts that wait for approval, as one member knows them.
 pub const PENDING_MAX: usize = 256;
+
+/// VMs that one host keeps, running or not: each has a directory, a row, and while it runs a process and two tasks.
+pub const VMS_PER_HOST_MAX: usize = 256;
+/// How often a VM that fails begins again within [`VM_RESTARTS_TIME`]. More is a fault that restarts don't mend.
+pub const VM_RESTARTS_MAX: usize = 3;
+/// See [`VM_RESTARTS_MAX`].
+pub const VM_RESTARTS_TIME: Duration = Duration::from_secs(600);
