@@ -11,6 +11,8 @@ mod progress;
 mod shell;
 mod swarm;
 mod table;
+mod terminal;
+mod vm;
 
 use crate::config::{Config, DEFAULT_SOCKET, Source};
 use crate::control::client::{Call, Client, ClientError};
@@ -92,7 +94,7 @@ enum Verb {
     Image(image::ImageVerb),
     /// Virtual machines
     #[command(subcommand)]
-    Vm(swarm::VmVerb),
+    Vm(Box<vm::VmVerb>),
     /// Members of the swarm, and the way in
     #[command(subcommand)]
     Swarm(swarm::SwarmVerb),

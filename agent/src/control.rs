@@ -5,7 +5,8 @@ pub mod backend;
 mod caller;
 pub mod client;
 pub mod doctor;
-mod extract;
+pub(crate) mod extract;
+pub mod forward;
 mod handlers;
 pub mod model;
 pub mod problem;
@@ -13,6 +14,7 @@ mod router;
 pub mod socket;
 mod stream;
 
+pub(crate) use handlers::vm::CONSOLE_PROTOCOL;
 pub use router::{Api, openapi, serve};
 
 #[cfg(test)]

@@ -10,10 +10,12 @@ mod image_source;
 mod images;
 mod networks;
 mod plane;
+pub mod ports;
 mod swarm_events;
 mod switch_events;
 mod tables;
 mod views;
+mod vm_verbs;
 
 use crate::clock::Clock;
 use crate::config::Config;
@@ -29,6 +31,7 @@ use admission::Admission;
 use facts_row::OwnRow;
 use networks::Networks;
 use plane::Plane;
+use ports::Guests;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -103,8 +106,11 @@ pub struct Core {
     incarnation: u64,
     own_row: OwnRow,
     networks: Networks,
+    guests: Guests,
     sync_requests: BTreeMap<SyncId, RequestId>,
     searches: image_source::Searches,
+    /// Counts changes of VMs' rows.
+    vm_changes: watch::Sender<u64>,
     /// Who waits for the ticket of a swarm that has just begun.
     first_ticket: Option<oneshot::Sender<anyhow::Result<Ticket>>>,
 }
@@ -160,9 +166,11 @@ impl Core {
             admission: Admission::new(credentials, gatekeeper),
             own_row: OwnRow::default(),
             networks: Networks::default(),
+            guests: Guests::default(),
             node: None,
             sync_requests: BTreeMap::new(),
             searches: image_source::Searches::default(),
+            vm_changes: watch::Sender::default(),
             first_ticket: None,
             handle: Handle(sender),
             config,

@@ -3,8 +3,10 @@
 use crate::clock::{self, Clock};
 use crate::config::address::Bootstrap;
 use crate::config::{Config, Source};
+use crate::control::forward::serve_members;
 use crate::control::socket::ControlSocket;
 use crate::control::{self, Api};
+use crate::core::ports::Sockets;
 use crate::core::{Agent, Core, Credentials, Parts};
 use crate::engine::{self, ControlPort, EngineConfig, EngineHandle, Socket, control_endpoint_config};
 use crate::entropy;
@@ -21,6 +23,7 @@ use crate::swarm::known_peers::KnownPeers;
 use crate::swarm::service::{self, SwarmService, Timing};
 use crate::swarm::streams::StreamKind;
 use crate::swarm::transport::Port;
+use crate::vm::Vms;
 use anyhow::Context;
 use libp2p::Multiaddr;
 use std::net::SocketAddr;
@@ -89,26 +92,39 @@ async fn serve(source: &Source, config: Config, log: &LogHandle) -> anyhow::Resu
     };
     let (mut core, runner) = Core::new(parts);
     core.restore_networks(state.read_json(&crate::core::NETWORKS)?.unwrap_or_default());
-    core.set_facts(facts);
+    core.set_facts(facts.clone());
     core.start()?;
     let handle = core.handle();
+    let (stop, stopped) = watch::channel(false);
+    let mut running = tokio::spawn(core.run(runner, stopped.clone()));
+    let devices = Arc::new(Mutex::default());
+    let vms = crate::vm::Parts {
+        state_dir: state.path().into(),
+        core: handle.clone(),
+        sockets: Sockets { core: handle.clone(), netdev: netdev.clone(), devices: devices.clone() },
+        images: images.clone(),
+        events: events.clone(),
+        clock,
+    };
+    let vms = Vms::open(vms, &facts).await?;
+    vms.publish().await;
     let agent = Agent {
         core: handle.clone(),
         engine,
         netdev,
         images: images.clone(),
-        streams,
         events: events.clone(),
-        devices: Mutex::default(),
+        devices,
+        vms,
+        streams: streams.clone(),
     };
-    let (stop, stopped) = watch::channel(false);
     let (config_changes, current) = watch::channel(Arc::new(config));
     let api = Api { backend: Arc::new(agent), events: events.clone(), config: current };
-    let mut api_stop = stopped.clone();
+    let mut api_stop = stopped;
+    tokio::spawn(serve_members(streams, api.clone()));
     let api = tokio::spawn(control::serve(socket, api, async move {
         api_stop.changed().await.ok();
     }));
-    let mut running = tokio::spawn(core.run(runner, stopped));
     if founded {
         print_ticket(&handle).await?;
     }

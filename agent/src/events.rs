@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use utoipa::ToSchema;
-use virtuoso_overlay::ids::{Digest, HostId, Mac};
+use virtuoso_overlay::ids::{Digest, HostId, Mac, VmId};
 
 /// Events kept for those who come back: a few minutes of a busy swarm, about a megabyte.
 const RING_EVENTS_MAX: usize = 4096;
@@ -128,6 +128,43 @@ pub enum EventKind {
         mac: Text<Mac>,
         #[schema(value_type = Vec<String>)]
         hosts: Vec<Text<HostId>>,
+    },
+    /// This host has a new VM.
+    VmCreated {
+        #[schema(value_type = String)]
+        vm: Text<VmId>,
+        name: String,
+    },
+    /// A VM of this host runs.
+    VmStarted {
+        #[schema(value_type = String)]
+        vm: Text<VmId>,
+        name: String,
+    },
+    /// The agent took over a VM that ran before it.
+    VmAdopted {
+        #[schema(value_type = String)]
+        vm: Text<VmId>,
+        name: String,
+    },
+    /// A VM of this host ended in order.
+    VmStopped {
+        #[schema(value_type = String)]
+        vm: Text<VmId>,
+        name: String,
+    },
+    /// A VM of this host ended otherwise.
+    VmCrashed {
+        #[schema(value_type = String)]
+        vm: Text<VmId>,
+        name: String,
+        reason: String,
+    },
+    /// A VM of this host was removed.
+    VmDeleted {
+        #[schema(value_type = String)]
+        vm: Text<VmId>,
+        name: String,
     },
     /// This host has a new image.
     ImageImported {

@@ -22,3 +22,4 @@ pub mod state;
 pub mod swarm;
 pub mod text;
 pub mod timestamp;
+pub mod vm;

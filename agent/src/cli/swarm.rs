@@ -1,10 +1,10 @@
-//! `virtuoso swarm` and `virtuoso vm`: members, the way in, and VMs.
+//! `virtuoso swarm`: members, and the way in.
 
-use super::format::{bytes, list, seconds, yes};
+use super::format::{seconds, yes};
 use super::table::Table;
 use super::{Asking, output};
 use crate::control::client::{Call, parse};
-use crate::control::model::{Approve, Invite, InviteRequest, Member, PendingHost, Vm};
+use crate::control::model::{Approve, Invite, InviteRequest, Member, PendingHost};
 use crate::name::Name;
 use clap::Subcommand;
 use std::process::ExitCode;
@@ -39,13 +39,6 @@ Examples:
     },
 }
 
-#[derive(Subcommand)]
-pub(super) enum VmVerb {
-    /// All VMs of the swarm
-    #[command(after_help = "Examples:\n  virtuoso vm list")]
-    List,
-}
-
 impl SwarmVerb {
     pub(super) async fn run(self, asking: &Asking) -> anyhow::Result<ExitCode> {
         match self {
@@ -71,13 +64,6 @@ impl SwarmVerb {
     }
 }
 
-impl VmVerb {
-    pub(super) async fn run(self, asking: &Asking) -> anyhow::Result<ExitCode> {
-        let Self::List = self;
-        asking.show(Call::get("/v1/vms"), vms).await
-    }
-}
-
 fn members(members: Vec<Member>) -> Table {
     let mut table = Table::new(&["NAME", "ADMIN", "CONNECTED", "EXPIRES", "ID"]);
     for member in members {
@@ -90,24 +76,6 @@ fn pending(hosts: Vec<PendingHost>) -> Table {
     let mut table = Table::new(&["NAME", "ADDRESS", ">AGE", "ID"]);
     for host in hosts {
         table.row([host.name, host.address, seconds(host.age_s), host.id.to_string()]);
-    }
-    table
-}
-
-fn vms(vms: Vec<Vm>) -> Table {
-    let mut table = Table::new(&["NAME", "STATE", "HOST", ">VCPUS", ">MEMORY", "IMAGE", "NETWORKS", "IPS", "ID"]);
-    for vm in vms {
-        table.row([
-            vm.name,
-            vm.state,
-            vm.host_name,
-            vm.vcpus.to_string(),
-            bytes(vm.memory_bytes),
-            vm.image.unwrap_or_default(),
-            list(vm.networks.iter().map(|interface| &interface.network)),
-            list(vm.networks.iter().flat_map(|interface| &interface.ips)),
-            vm.id.to_string(),
-        ]);
     }
     table
 }

@@ -3,12 +3,35 @@
 use super::model::{
     Attach, Check, Detach, FdbEntry, Host, HostMatch, HostQuery, Image, ImageExport, ImageImport, ImagePull,
     ImageVerification, Invite, InviteRequest, Link, Member, Network, NetworkCreate, Peer, PendingHost, Port, Progress,
-    Status, Vm,
+    Status, Vm, VmCreate, VmStop,
 };
 use super::problem::ApiError;
 use crate::name::Name;
+use crate::vm::Console;
+use axum::extract::Request;
+use axum::response::Response;
 use futures::future::BoxFuture;
+use std::sync::Arc;
 use tokio::sync::watch;
+use virtuoso_overlay::ids::HostId;
+
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A user of this host.
+    Local,
+    /// Another host, for one of its users.
+    Member(HostId),
+}
+
+/// What a request is for, and so which host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A host by its name or id.
+    Host(String),
+    /// A VM by its name.
+    Vm(Name),
+}
 
 /// The result of a verb, when it is there. Dropping it cancels the work.
 pub type Answer<'a, T> = BoxFuture<'a, Result<T, ApiError>>;
@@ -63,6 +86,25 @@ pub trait Backend: Send + Sync + 'static {
 
     /// All VMs, by name.
     fn vms(&self) -> Answer<'_, Vec<Vm>>;
+    /// One VM.
+    fn vm(&self, name: Name) -> Answer<'_, Vm>;
+    /// Makes a VM: on this host if a member asks, else where the request says.
+    fn create_vm(&self, request: VmCreate, origin: Origin) -> Answer<'_, Vm>;
+    /// Starts a VM of this host.
+    fn start_vm(&self, name: Name) -> Answer<'_, Vm>;
+    /// Ends a VM of this host.
+    fn stop_vm(&self, name: Name, request: VmStop) -> Answer<'_, Vm>;
+    /// Presses the reset button of a VM of this host.
+    fn reset_vm(&self, name: Name) -> Answer<'_, Vm>;
+    /// Removes a VM of this host, by force also one that runs.
+    fn delete_vm(&self, name: Name, force: bool) -> Answer<'_, ()>;
+    /// The console of a VM of this host.
+    fn vm_console(&self, name: Name) -> Answer<'_, Arc<Console>>;
+
+    /// The host that a request is for; nothing if it is this one or none is known.
+    fn place(&self, target: Target) -> Answer<'_, Option<HostId>>;
+    /// Has another host answer a request.
+    fn forward(&self, host: HostId, request: Request) -> Answer<'_, Response>;
 
     /// Hosts that the swarm has admitted, by name.
     fn members(&self) -> Answer<'_, Vec<Member>>;

@@ -1,11 +1,13 @@
 //! A caller of the control API: HTTP/1.1 over the agent's Unix socket, one connection for each request.
 
+use super::forward::HOST_HEADER;
 use super::problem::ApiError;
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
-use hyper::{Method, Request, Response, header};
+use hyper::upgrade::Upgraded;
+use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -22,6 +24,8 @@ const EVENT_BYTES_MAX: usize = 1 << 20;
 #[derive(Clone, Debug)]
 pub struct Client {
     socket: PathBuf,
+    /// The host that shall answer, if not the one behind the socket.
+    host: Option<String>,
 }
 
 /// Why there is no answer.
@@ -49,6 +53,8 @@ pub struct Call {
     method: Method,
     path: String,
     body: Option<Vec<u8>>,
+    /// What the connection becomes.
+    upgrade: Option<&'static str>,
 }
 
 /// One server-sent event.
@@ -72,25 +78,45 @@ pub struct EventReader {
 impl Call {
     /// Reads something.
     pub fn get(path: impl Into<String>) -> Self {
-        Self { method: Method::GET, path: path.into(), body: None }
+        Self { method: Method::GET, path: path.into(), body: None, upgrade: None }
     }
 
     /// Does something.
     pub fn post(path: impl Into<String>, body: &impl Serialize) -> Self {
         let body = serde_json::to_vec(body).expect("the API's types have a JSON form");
-        Self { method: Method::POST, path: path.into(), body: Some(body) }
+        Self { method: Method::POST, path: path.into(), body: Some(body), upgrade: None }
+    }
+
+    /// Makes something else of the connection.
+    pub fn upgrade(path: impl Into<String>, protocol: &'static str) -> Self {
+        Self { method: Method::POST, path: path.into(), body: None, upgrade: Some(protocol) }
     }
 
     /// Removes something.
     pub fn delete(path: impl Into<String>) -> Self {
-        Self { method: Method::DELETE, path: path.into(), body: None }
+        Self { method: Method::DELETE, path: path.into(), body: None, upgrade: None }
     }
 }
 
 impl Client {
     /// A client of the agent at `socket`. Connects with each call.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into() }
+        Self { socket: socket.into(), host: None }
+    }
+
+    /// The same, with `host` answering in place of the host behind the socket.
+    #[must_use]
+    pub fn asking(self, host: Option<String>) -> Self {
+        Self { host, ..self }
+    }
+
+    /// The bytes of both directions after an upgrade of the connection.
+    pub async fn upgraded(&self, call: Call) -> Result<TokioIo<Upgraded>, ClientError> {
+        let response = self.send(call, "*/*", None).await?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(ClientError::Broken(format!("HTTP status {}", response.status())));
+        }
+        hyper::upgrade::on(response).await.map(TokioIo::new).map_err(broken)
     }
 
     /// The JSON that the agent answers.
@@ -115,7 +141,7 @@ impl Client {
         let stream = stream.map_err(|cause| ClientError::Unreachable { socket: self.socket.clone(), cause })?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         // Ends with the connection, and that ends when sender and body are dropped.
-        tokio::spawn(connection);
+        tokio::spawn(connection.with_upgrades());
         let mut request = Request::builder()
             .method(call.method)
             .uri(call.path)
@@ -124,12 +150,18 @@ impl Client {
         if call.body.is_some() {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }
+        if let Some(protocol) = call.upgrade {
+            request = request.header(header::CONNECTION, "upgrade").header(header::UPGRADE, protocol);
+        }
+        if let Some(host) = &self.host {
+            request = request.header(HOST_HEADER, host);
+        }
         if let Some(seen) = seen {
             request = request.header("last-event-id", seen);
         }
         let request = request.body(Full::new(Bytes::from(call.body.unwrap_or_default()))).map_err(broken)?;
         let response = sender.send_request(request).await.map_err(broken)?;
-        if response.status().is_success() {
+        if response.status().is_success() || response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(response);
         }
         let status = response.status();

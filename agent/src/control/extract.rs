@@ -52,7 +52,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Wanted {
 }
 
 /// A query whose every part means something.
-fn host_query(pairs: Vec<(String, String)>) -> Result<HostQuery, ApiError> {
+pub(crate) fn host_query(pairs: Vec<(String, String)>) -> Result<HostQuery, ApiError> {
     let mut query = HostQuery::default();
     for (key, value) in pairs {
         let wrong = |why: &dyn std::fmt::Display| ApiError::invalid(format!("Query parameter `{key}`: {why}"));

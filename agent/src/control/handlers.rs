@@ -5,6 +5,7 @@ pub(super) mod host;
 pub(super) mod image;
 pub(super) mod network;
 pub(super) mod swarm;
+pub(super) mod vm;
 
 use super::problem::ApiError;
 use axum::Json;

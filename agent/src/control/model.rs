@@ -5,6 +5,7 @@ mod host;
 mod image;
 mod network;
 mod swarm;
+mod vm;
 
 pub use host::{
     BootstrapStatus, Check, CheckResult, Doctor, Host, HostMatch, HostQuery, HostState, Status, SwarmState,
@@ -13,4 +14,5 @@ pub use image::{DamagedChunk, Image, ImageExport, ImageImport, ImagePull, ImageV
 pub use network::{
     Attach, ClaimState, Detach, FdbEntry, Link, LinkState, Network, NetworkCreate, Port, PortKind, PortState,
 };
-pub use swarm::{Approve, Invite, InviteRequest, Member, Peer, PendingHost, Vm, VmNetwork};
+pub use swarm::{Approve, Invite, InviteRequest, Member, Peer, PendingHost};
+pub use vm::{Vm, VmCreate, VmDetails, VmNetwork, VmStop};

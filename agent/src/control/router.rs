@@ -1,7 +1,8 @@
 //! Addresses to handlers, the caller's rights before each of them, and the server around it.
 
-use super::backend::Backend;
+use super::backend::{Backend, Origin};
 use super::caller::{KnownCaller, Policy};
+use super::forward;
 use super::handlers;
 use super::problem::{ApiError, ErrorCode};
 use super::socket::ControlSocket;
@@ -22,9 +23,10 @@ use utoipa::OpenApi as _;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
+use virtuoso_overlay::ids::HostId;
 
 /// Bytes of a request's body: the largest has a list of addresses.
-const BODY_BYTES_MAX: usize = 64 << 10;
+pub(super) const BODY_BYTES_MAX: usize = 64 << 10;
 
 /// How long answers that are under way may take after the agent began to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
@@ -83,6 +85,18 @@ pub async fn serve(
 
 /// The whole API for callers under `policy`.
 fn router(api: Api, policy: Policy) -> Router {
+    common_routes()
+        .layer(middleware::from_fn_with_state(api.clone(), forward::forward))
+        .layer(middleware::from_fn_with_state(policy, authorise))
+        .with_state(api)
+}
+
+/// The whole API for another host. It is never passed on to a third one.
+pub(super) fn routes_for_members(api: Api, host: HostId) -> Router {
+    common_routes().layer(middleware::from_fn_with_state(host, forward::authorise_member)).with_state(api)
+}
+
+fn common_routes() -> Router<Api> {
     let (router, document) = routes().split_for_parts();
     let document: Arc<OpenApi> = Arc::new(document);
     router
@@ -90,12 +104,10 @@ fn router(api: Api, policy: Policy) -> Router {
         .fallback(no_such_address)
         .method_not_allowed_fallback(no_such_method)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .layer(middleware::from_fn_with_state(policy, authorise))
-        .with_state(api)
 }
 
 fn routes() -> OpenApiRouter<Api> {
-    use handlers::{agent, host, image, network, swarm};
+    use handlers::{agent, host, image, network, swarm, vm};
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(agent::status))
         .routes(routes!(agent::doctor))
@@ -120,14 +132,19 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(swarm::pending))
         .routes(routes!(swarm::approve))
         .routes(routes!(swarm::invite))
-        .routes(routes!(swarm::vms))
+        .routes(routes!(vm::list, vm::create))
+        .routes(routes!(vm::show, vm::delete))
+        .routes(routes!(vm::start))
+        .routes(routes!(vm::stop))
+        .routes(routes!(vm::reset))
+        .routes(routes!(vm::history, vm::console))
 }
 
 /// Whoever can connect may look; to change something takes rights.
 async fn authorise(
     State(policy): State<Policy>,
     ConnectInfo(caller): ConnectInfo<KnownCaller>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
     let Some(caller) = caller.0 else {
@@ -135,6 +152,7 @@ async fn authorise(
     };
     let looks = matches!(*request.method(), Method::GET | Method::HEAD);
     if looks || policy.may_change(&caller) {
+        request.extensions_mut().insert(Origin::Local);
         return next.run(request).await;
     }
     tracing::info!(uid = caller.uid, pid = caller.pid, method = %request.method(), path = request.uri().path(), "Refused");

@@ -1,6 +1,6 @@
 //! The whole way: client, socket, router and a backend that answers from memory.
 
-use super::backend::{Answer, Backend};
+use super::backend::{Answer, Backend, Origin, Target};
 use super::client::{Call, Client, ClientError};
 use super::model::*;
 use super::problem::{ApiError, ErrorCode};
@@ -10,6 +10,9 @@ use crate::config::Source;
 use crate::events::{Event, EventKind, EventLog};
 use crate::name::Name;
 use crate::text::Text;
+use crate::vm::Console;
+use axum::extract::Request;
+use axum::response::Response;
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -143,6 +146,36 @@ impl Backend for Fake {
     fn vms(&self) -> Answer<'_, Vec<Vm>> {
         ok(vec![])
     }
+    fn vm(&self, name: Name) -> Answer<'_, Vm> {
+        Box::pin(async move { Err(ApiError::not_found(format!("No VM `{name}`"))) })
+    }
+    fn create_vm(&self, request: VmCreate, origin: Origin) -> Answer<'_, Vm> {
+        assert_eq!(origin, Origin::Local);
+        self.vm(request.name)
+    }
+    fn start_vm(&self, name: Name) -> Answer<'_, Vm> {
+        self.vm(name)
+    }
+    fn stop_vm(&self, name: Name, _: VmStop) -> Answer<'_, Vm> {
+        self.vm(name)
+    }
+    fn reset_vm(&self, name: Name) -> Answer<'_, Vm> {
+        self.vm(name)
+    }
+    fn delete_vm(&self, _: Name, force: bool) -> Answer<'_, ()> {
+        assert!(force);
+        ok(())
+    }
+    fn vm_console(&self, name: Name) -> Answer<'_, Arc<Console>> {
+        Box::pin(async move { Err(ApiError::conflict(format!("VM `{name}` does not run"))) })
+    }
+    /// All VMs are here but `far`.
+    fn place(&self, target: Target) -> Answer<'_, Option<HostId>> {
+        ok((target == Target::Vm("far".parse().unwrap())).then_some(HostId([2; 32])))
+    }
+    fn forward(&self, _: HostId, request: Request) -> Answer<'_, Response> {
+        Box::pin(async move { Err(ApiError::new(ErrorCode::Timeout, request.uri().path())) })
+    }
     fn members(&self) -> Answer<'_, Vec<Member>> {
         ok(vec![])
     }
@@ -216,6 +249,11 @@ async fn answers_and_refusals() {
         (Call::post("/v1/networks", &json!({"name": "a", "mtu_bytes": 99})), 400, ErrorCode::InvalidRequest, "1280"),
         (Call::post("/v1/networks", &json!({"name": "a".repeat(70_000)})), 413, ErrorCode::InvalidRequest, ""),
         (Call::post("/v1/images", &json!({"name": "a", "path": "b"})), 400, ErrorCode::InvalidRequest, "relative"),
+        (Call::get("/v1/vms/a"), 404, ErrorCode::NotFound, "No VM `a`"),
+        (Call::post("/v1/vms/far/start", &json!({})), 504, ErrorCode::Timeout, "/v1/vms/far/start"),
+        (Call::post("/v1/vms/a/console", &json!({})), 400, ErrorCode::InvalidRequest, "Upgrade"),
+        (Call::post("/v1/vms", &json!({"name": "a"})), 422, ErrorCode::InvalidRequest, "memory_bytes"),
+        (Call::delete("/v1/vms/a?forc=1"), 400, ErrorCode::InvalidRequest, "forc"),
         (Call::post(attach, &json!({"interface": "a", "uplink": "b"})), 400, ErrorCode::InvalidRequest, "exclude"),
         (Call::post(attach, &json!({"interface": "a/b"})), 400, ErrorCode::InvalidRequest, "interface name"),
         (Call::post(attach, &json!({"mac": ["52:54:00:00:00:01"]})), 400, ErrorCode::InvalidRequest, "`mac` needs"),
@@ -242,7 +280,7 @@ async fn the_document_lists_every_address() {
     let document: Value = served.client.fetch(Call::get("/v1/openapi.json")).await.unwrap();
     let paths = document["paths"].as_object().unwrap();
     let operations: usize = paths.values().map(|path| path.as_object().unwrap().len()).sum();
-    assert_eq!((paths.len(), operations), (24, 28), "{:?}", paths.keys());
+    assert_eq!((paths.len(), operations), (29, 36), "{:?}", paths.keys());
     assert!(document["components"]["schemas"]["ApiError"].is_object());
 }
 

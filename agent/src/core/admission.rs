@@ -121,6 +121,7 @@ impl Core {
         self.publish_issued();
         self.publish_images();
         self.enter_networks();
+        self.publish_vms();
         Ok(())
     }
 

@@ -2,12 +2,13 @@
 
 use super::networks::{self, Attachment};
 use super::views::{rfc3339, seconds};
+use super::vm_verbs::vm_error;
 use super::{Core, Handle};
-use crate::control::backend::{Answer, Backend};
+use crate::control::backend::{Answer, Backend, Origin, Target};
 use crate::control::model::{
     Attach, Check, Detach, FdbEntry, Host, HostMatch, HostQuery, Image, ImageExport, ImageImport, ImagePull,
     ImageVerification, Invite, InviteRequest, Link, LinkState, Member, Network, NetworkCreate, Peer, PendingHost, Port,
-    PortKind, PortState, Progress, Status, Vm,
+    PortKind, PortState, Progress, Status, Vm, VmCreate, VmStop,
 };
 use crate::control::problem::{ApiError, ErrorCode};
 use crate::engine::{self, EngineHandle};
@@ -17,12 +18,18 @@ use crate::name::Name;
 use crate::netdev::{InterfaceState, Netdev, network_of_tap};
 use crate::swarm::streams::Streams;
 use crate::text::Text;
+use crate::vm::{Console, Vms};
+use axum::extract::Request;
+use axum::response::Response;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, watch};
-use virtuoso_overlay::ids::Mac;
+use virtuoso_overlay::ids::{HostId, Mac};
 use virtuoso_overlay::table::NetworkRow;
+
+/// How long a guest may take to end after its power button was pressed, unless the caller says.
+const STOP_TIME: Duration = Duration::from_secs(60);
 
 /// The agent as the control API sees it.
 pub struct Agent {
@@ -39,7 +46,9 @@ pub struct Agent {
     /// What the operator may watch.
     pub events: EventLog,
     /// Held while bridges and TAPs change: two attaches of one network must not mix.
-    pub devices: Mutex<()>,
+    pub devices: Arc<Mutex<()>>,
+    /// The VMs.
+    pub vms: Arc<Vms>,
 }
 
 impl Agent {
@@ -304,6 +313,52 @@ impl Backend for Agent {
 
     fn vms(&self) -> Answer<'_, Vec<Vm>> {
         Box::pin(self.ask(|core| core.vms()))
+    }
+
+    fn vm(&self, name: Name) -> Answer<'_, Vm> {
+        Box::pin(async move { self.show_vm(&name).await })
+    }
+
+    fn create_vm(&self, request: VmCreate, origin: Origin) -> Answer<'_, Vm> {
+        Box::pin(self.place_vm(request, origin))
+    }
+
+    fn start_vm(&self, name: Name) -> Answer<'_, Vm> {
+        Box::pin(async move {
+            self.vms.start(&name).await.map_err(vm_error)?;
+            self.show_vm(&name).await
+        })
+    }
+
+    fn stop_vm(&self, name: Name, request: VmStop) -> Answer<'_, Vm> {
+        Box::pin(async move {
+            let patience = request.timeout_s.map_or(STOP_TIME, |seconds| Duration::from_secs(seconds.into()));
+            self.vms.stop(&name, (!request.force).then_some(patience)).await.map_err(vm_error)?;
+            self.show_vm(&name).await
+        })
+    }
+
+    fn reset_vm(&self, name: Name) -> Answer<'_, Vm> {
+        Box::pin(async move {
+            self.vms.reset(&name).await.map_err(vm_error)?;
+            self.show_vm(&name).await
+        })
+    }
+
+    fn delete_vm(&self, name: Name, force: bool) -> Answer<'_, ()> {
+        Box::pin(async move { self.vms.delete(&name, force).await.map_err(vm_error) })
+    }
+
+    fn vm_console(&self, name: Name) -> Answer<'_, Arc<Console>> {
+        Box::pin(async move { self.vms.console(&name).map_err(vm_error) })
+    }
+
+    fn place(&self, target: Target) -> Answer<'_, Option<HostId>> {
+        Box::pin(self.find_place(target))
+    }
+
+    fn forward(&self, host: HostId, request: Request) -> Answer<'_, Response> {
+        Box::pin(self.forward_to(host, request))
     }
 
     fn members(&self) -> Answer<'_, Vec<Member>> {

@@ -6,6 +6,7 @@ use crate::facts::{HostFacts, Quantised, Room};
 use virtuoso_overlay::ids::NetworkId;
 use virtuoso_overlay::limits::{HOST_ADDRESSES_MAX, HOST_LABELS_MAX, HOST_NETWORKS_MAX};
 use virtuoso_overlay::table::{Body, HostRow, Resources};
+use virtuoso_overlay::vm::reservations::Share;
 
 /// The parts of this host's row that the core does not keep elsewhere.
 #[derive(Default)]
@@ -44,7 +45,7 @@ impl Core {
         let row = HostRow {
             certificate: certificate.clone(),
             addresses: self.row_addresses(),
-            resources: resources(facts, &self.config.limits),
+            resources: lent(resources(facts, &self.config.limits), self.guests.held),
             labels: labels(&self.config),
             networks: self.attached_networks(),
             draining: false,
@@ -57,6 +58,11 @@ impl Core {
         if let Some(node) = &mut self.node {
             node.put(now, Body::Host(Box::new(row)));
         }
+    }
+
+    /// What the machine has, as far as its owner lends it, before VMs take their share.
+    pub(super) fn own_resources(&self) -> Option<Resources> {
+        self.own_row.facts.as_ref().map(|facts| resources(facts, &self.config.limits))
     }
 
     fn attached_networks(&self) -> Vec<NetworkId> {
@@ -104,6 +110,17 @@ fn resources(facts: &HostFacts, limits: &Limits) -> Resources {
         arch: facts.arch.into(),
         kvm: facts.kvm.usable,
         qemu: facts.qemu.version.map(|version| version.to_string()),
+    }
+}
+
+/// What is left when VMs have their share. Memory and disk that VMs use are missing from what is free already; what they
+/// may still take is held back as well.
+fn lent(has: Resources, held: Share) -> Resources {
+    Resources {
+        vcpus_free: has.vcpus_total.saturating_sub(held.vcpus),
+        memory_free_bytes: has.memory_free_bytes.min(has.memory_total_bytes.saturating_sub(held.memory_bytes)),
+        disk_free_bytes: has.disk_free_bytes.min(has.disk_total_bytes.saturating_sub(held.disk_bytes)),
+        ..has
     }
 }
 

@@ -217,6 +217,7 @@ impl Core {
         });
         let claims = claims.collect::<Vec<_>>();
         self.plane.switch(move |switch, now| claims.into_iter().for_each(|claim| switch.handle_claim(now, claim)));
+        self.claim_plugged(row.id, name);
         let saved = self.networks.saved.networks.entry(name.clone()).or_insert_with(|| SavedNetwork {
             mtu: row.mtu,
             created: row.created.0,
@@ -265,7 +266,7 @@ impl Core {
         node.put(now, Body::Network(NetworkRow { id, name: name.to_string(), mtu, created }));
     }
 
-    fn network_of_id(&self, id: NetworkId) -> Option<String> {
+    pub(super) fn network_of_id(&self, id: NetworkId) -> Option<String> {
         self.node.as_ref()?.table().bodies().find_map(|(_, body)| match body {
             Body::Network(row) if row.id == id => Some(row.name.clone()),
             _ => None,
@@ -376,15 +377,19 @@ pub(super) async fn detach_interface(
 /// Takes a network off this host, with all its ports.
 pub(super) async fn detach(handle: &Handle, netdev: &Netdev, name: &Name) -> Result<NetworkRow, ApiError> {
     let wanted = name.clone();
-    let (row, attached, engine) = handle
+    let (row, attached, vms, engine) = handle
         .call(move |core| {
             let row = core.find_network(&wanted)?;
             let attached = core.networks.is_attached(row.id);
-            Ok::<_, ApiError>((row, attached, core.plane.engine()))
+            Ok::<_, ApiError>((row, attached, core.vms_in(&wanted), core.plane.engine()))
         })
         .await??;
     if !attached {
         return Err(ApiError::conflict(format!("Network {name} is not attached on this host")));
+    }
+    if !vms.is_empty() {
+        let vms = vms.join(", ");
+        return Err(ApiError::conflict(format!("Network {name} is used on this host by VM {vms}: stop it first")));
     }
     let network = row.id;
     engine.call(move |switch, now| switch.detach(now.mono, network)).await.map_err(ApiError::from)?;

@@ -140,7 +140,8 @@ impl Core {
             Body::Pending(row) => {
                 self.events.emit(EventKind::HostPending { host: Text(row.host), name: row.name });
             }
-            Body::Claim(_) | Body::Network(_) | Body::Image(_) | Body::Vm(_) => {}
+            Body::Vm(_) => self.vm_changes.send_modify(|count| *count += 1),
+            Body::Claim(_) | Body::Network(_) | Body::Image(_) => {}
         }
     }
 

@@ -14,11 +14,12 @@ use crate::swarm::bootstrap;
 use crate::text::Text;
 use crate::timestamp;
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Duration;
-use virtuoso_overlay::ids::{Digest, HostId, Mac};
+use virtuoso_overlay::ids::{Digest, HostId, Mac, NetworkId};
 use virtuoso_overlay::membership::{Certificate, Roles};
 use virtuoso_overlay::switch;
-use virtuoso_overlay::table::{self, Body, HostRow, NetworkRow, Shortage, Standing, VmRow, VmState};
+use virtuoso_overlay::table::{self, Body, HostRow, Key, NetworkRow, Shortage, Standing, VmRow, VmState};
 use virtuoso_overlay::time::{Instant, UnixTime};
 
 impl Core {
@@ -280,10 +281,10 @@ impl Core {
             VmState::Migrating => "migrating",
             VmState::Crashed => "crashed",
         };
-        let nic = |(network, mac, ip): &(virtuoso_overlay::ids::NetworkId, Mac, Option<std::net::IpAddr>)| VmNetwork {
-            network: self.network_name(*network),
+        let nic = |(network, mac, _): &(NetworkId, Mac, Option<IpAddr>)| VmNetwork {
+            network: self.name_of_network(*network),
             mac: Text(*mac),
-            ips: ip.iter().copied().collect(),
+            ips: self.ips_of(host, *network, *mac),
         };
         Vm {
             id: Text(row.id),
@@ -293,9 +294,32 @@ impl Core {
             host_name: self.name_of(host),
             vcpus: row.vcpus,
             memory_bytes: row.memory_bytes,
-            image: row.image.map(|digest| digest.to_string()),
+            image: row.image.map(|digest| self.name_of_image(digest)),
             networks: row.nics.iter().map(nic).collect(),
+            details: None,
         }
+    }
+
+    /// The IP addresses that the holder of an address was seen with.
+    fn ips_of(&self, host: HostId, network: NetworkId, mac: Mac) -> Vec<IpAddr> {
+        let row = self.node.as_ref().and_then(|node| node.table().get(host, Key::Claim(network, mac)));
+        match row.and_then(|row| row.body.as_ref()) {
+            Some(Body::Claim(claim)) => claim.ips.clone(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn name_of_network(&self, id: NetworkId) -> String {
+        self.network_of_id(id).unwrap_or_else(|| id.to_string())
+    }
+
+    fn name_of_image(&self, digest: Digest) -> String {
+        let bodies = self.node.iter().flat_map(|node| node.table().bodies());
+        let name = bodies.into_iter().find_map(|(_, body)| match body {
+            Body::Image(row) if row.digest == digest => Some(row.name.clone()),
+            _ => None,
+        });
+        name.unwrap_or_else(|| digest.to_string())
     }
 
     pub(super) fn members(&self) -> Vec<Member> {

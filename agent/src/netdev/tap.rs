@@ -70,6 +70,22 @@ impl Netdev {
     }
 }
 
+impl Netdev {
+    /// Makes a TAP for a guest, which goes when the last descriptor of it is closed. What it leaves to the other side is
+    /// for the guest to say.
+    ///
+    /// # Errors
+    /// If another process holds it, or a right or the kernel's TAP is missing.
+    pub async fn create_guest_tap(&self, name: &str, mtu: u16) -> anyhow::Result<OwnedFd> {
+        let fd = open(name)?;
+        sysctl::silence_port(name);
+        let index = self.interface(name).await?.index;
+        let message = LinkUnspec::new_with_index(index).mtu(u32::from(mtu)).build();
+        self.change(message, format!("to set up TAP {name}")).await?;
+        Ok(fd)
+    }
+}
+
 pub(super) fn open(name: &str) -> anyhow::Result<OwnedFd> {
     let mut configuration = tun::Configuration::default();
     configuration.tun_name(name).layer(Layer::L2).platform_config(|platform| {

@@ -1,8 +1,8 @@
-//! Peers, members and the way in; VMs.
+//! Peers, members and the way in.
 
 use super::Answered;
 use crate::control::extract::Body;
-use crate::control::model::{Approve, Invite, InviteRequest, Member, Peer, PendingHost, Vm};
+use crate::control::model::{Approve, Invite, InviteRequest, Member, Peer, PendingHost};
 use crate::control::problem::ApiError;
 use crate::control::router::Api;
 use axum::Json;
@@ -45,11 +45,4 @@ pub(in crate::control) async fn invite(
 ) -> Result<(StatusCode, Json<Invite>), ApiError> {
     let invite = api.backend.invite(request).await?;
     Ok((StatusCode::CREATED, Json(invite)))
-}
-
-/// All VMs of the swarm.
-#[utoipa::path(get, path = "/v1/vms", operation_id = "list_vms",
-    responses((status = 200, body = [Vm]), (status = "default", body = ApiError)))]
-pub(in crate::control) async fn vms(State(api): State<Api>) -> Answered<Vec<Vm>> {
-    api.backend.vms().await.map(Json)
 }

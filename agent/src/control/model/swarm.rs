@@ -1,11 +1,10 @@
-//! Peers, members and the way in; VMs as their rows tell.
+//! Peers, members and the way in.
 
 use crate::name::Name;
 use crate::text::Text;
 use serde::{Deserialize, Serialize};
-use std::net::IpAddr;
 use utoipa::ToSchema;
-use virtuoso_overlay::ids::{HostId, Mac, VmId};
+use virtuoso_overlay::ids::HostId;
 
 /// A host with a control connection to this one.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
@@ -87,42 +86,4 @@ pub struct Invite {
     pub ticket: String,
     /// When it ends, RFC 3339.
     pub expires: String,
-}
-
-/// A virtual machine as its host's row tells.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
-pub struct Vm {
-    /// Its id.
-    #[schema(value_type = String)]
-    pub id: Text<VmId>,
-    /// Its name.
-    pub name: String,
-    /// What it is doing, as `running`.
-    pub state: String,
-    /// The host it runs on.
-    #[schema(value_type = String)]
-    pub host: Text<HostId>,
-    /// That host's name.
-    pub host_name: String,
-    /// Virtual CPUs.
-    pub vcpus: u32,
-    /// Memory.
-    pub memory_bytes: u64,
-    /// Name or digest of its image.
-    pub image: Option<String>,
-    /// Its network interfaces.
-    pub networks: Vec<VmNetwork>,
-}
-
-/// A network interface of a VM.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
-pub struct VmNetwork {
-    /// The network's name.
-    pub network: String,
-    /// The interface's address.
-    #[schema(value_type = String)]
-    pub mac: Text<Mac>,
-    /// Its IP addresses, as far as seen.
-    #[schema(value_type = Vec<String>)]
-    pub ips: Vec<IpAddr>,
 }

@@ -1,0 +1,278 @@
+//! `virtuoso vm`: virtual machines, on any host.
+
+use super::format::{bytes, list, seconds, yes};
+use super::table::Table;
+use super::{Asking, output, terminal};
+use crate::config::check_label;
+use crate::control::CONSOLE_PROTOCOL;
+use crate::control::client::Call;
+use crate::control::model::{Vm, VmCreate, VmStop};
+use crate::name::Name;
+use crate::size::ByteSize;
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+#[derive(Subcommand)]
+pub(super) enum VmVerb {
+    /// Make a VM and start it
+    #[command(after_help = "\
+Examples:
+  virtuoso vm create web --image debian-12 --net blue --vcpus 2 --memory 1GiB --disk 10GiB --ssh-key ~/.ssh/id.pub
+  virtuoso vm create web --image debian-12 --net blue --memory 1GiB --best
+  virtuoso vm create job --kernel /boot/vmlinuz --initrd /srv/job.img --append 'console=ttyS0' --memory 128MiB \\
+      --net blue --host beta
+
+Files of --kernel and --initrd are those of the host that runs the VM. For a VM on another host everybody must be
+allowed to read them there.")]
+    Create(Box<CreateArgs>),
+    /// All VMs of the swarm
+    #[command(after_help = "Examples:\n  virtuoso vm list\n  virtuoso vm list --json | jq -r '.[].name'")]
+    List,
+    /// One VM
+    #[command(after_help = "Examples:\n  virtuoso vm show web\n  virtuoso vm show web --json | jq .networks")]
+    Show {
+        /// The VM
+        name: Name,
+    },
+    /// Start a VM that is stopped
+    #[command(after_help = "Examples:\n  virtuoso vm start web")]
+    Start {
+        /// The VM
+        name: Name,
+    },
+    /// Press a VM's power button, and end it if it does not listen
+    #[command(
+        after_help = "Examples:\n  virtuoso vm stop web\n  virtuoso vm stop web --timeout 10\n  virtuoso vm stop web --force"
+    )]
+    Stop {
+        /// The VM
+        name: Name,
+        /// End it at once
+        #[arg(long, conflicts_with = "timeout")]
+        force: bool,
+        /// Seconds that the guest may take before it is ended [default: 60]
+        #[arg(long, value_name = "SECONDS")]
+        timeout: Option<u32>,
+    },
+    /// Press a VM's reset button
+    #[command(after_help = "Examples:\n  virtuoso vm reset web")]
+    Reset {
+        /// The VM
+        name: Name,
+    },
+    /// Remove a VM and its disk
+    #[command(after_help = "Examples:\n  virtuoso vm delete web\n  virtuoso vm delete web --force")]
+    Delete {
+        /// The VM
+        name: Name,
+        /// Also if it runs
+        #[arg(long)]
+        force: bool,
+    },
+    /// A VM's serial console; Ctrl-] detaches
+    #[command(after_help = "Examples:\n  virtuoso vm console web\n  virtuoso vm console web --log | tail")]
+    Console {
+        /// The VM
+        name: Name,
+        /// Only print what it wrote lately
+        #[arg(long)]
+        log: bool,
+    },
+}
+
+#[derive(Args)]
+pub(super) struct CreateArgs {
+    /// Its name
+    name: Name,
+    /// The image that its disk begins as
+    #[arg(long, value_name = "NAME", required_unless_present = "kernel", conflicts_with = "kernel")]
+    image: Option<Name>,
+    /// A kernel to boot, a file on its host
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// The kernel's initial file system, a file on its host
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    initrd: Option<PathBuf>,
+    /// The kernel's command line
+    #[arg(long, value_name = "TEXT", requires = "kernel", default_value = "", hide_default_value = true)]
+    append: String,
+    /// A network to plug it into; can be repeated
+    #[arg(long = "net", value_name = "NETWORK")]
+    networks: Vec<Name>,
+    /// Virtual CPUs
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    vcpus: u32,
+    /// Memory, as 1GiB
+    #[arg(long, value_name = "SIZE")]
+    memory: ByteSize,
+    /// Its own disk, as 10GiB [default: as large as the image]
+    #[arg(long, value_name = "SIZE")]
+    disk: Option<ByteSize>,
+    /// The host it runs on [default: this one]
+    #[arg(long, conflicts_with = "best")]
+    host: Option<String>,
+    /// Run it on the best host that has room
+    #[arg(long)]
+    best: bool,
+    /// With --best, a label that the host has; can be repeated
+    #[arg(long = "host-label", value_name = "KEY[=VALUE]", requires = "best")]
+    host_labels: Vec<String>,
+    /// A label for it; can be repeated
+    #[arg(long = "label", value_name = "KEY[=VALUE]", value_parser = parse_label)]
+    labels: Vec<(String, String)>,
+    /// A file of public keys that may log in; can be repeated
+    #[arg(long = "ssh-key", value_name = "FILE")]
+    ssh_keys: Vec<PathBuf>,
+    /// Begin again when it crashed
+    #[arg(long)]
+    restart: bool,
+    /// Make it, but do not start it
+    #[arg(long)]
+    stopped: bool,
+    /// Names this request: the same one again makes nothing twice
+    #[arg(long, value_name = "ID")]
+    request: Option<String>,
+}
+
+impl VmVerb {
+    pub(super) async fn run(self, asking: &Asking) -> anyhow::Result<ExitCode> {
+        let at = |name: &Name, verb: &str| format!("/v1/vms/{name}{verb}");
+        match self {
+            Self::Create(args) => {
+                let call = Call::post("/v1/vms", &args.request()?);
+                asking.tell(call, |vm: Vm| format!("VM {} is {} on host {}", vm.name, vm.state, vm.host_name)).await
+            }
+            Self::List => asking.show(Call::get("/v1/vms"), vms).await,
+            Self::Show { name } => asking.show(Call::get(at(&name, "")), show).await,
+            Self::Start { name } => asking.tell(Call::post(at(&name, "/start"), &()), state).await,
+            Self::Stop { name, force, timeout } => {
+                let call = Call::post(at(&name, "/stop"), &VmStop { force, timeout_s: timeout });
+                asking.tell(call, state).await
+            }
+            Self::Reset { name } => asking.tell(Call::post(at(&name, "/reset"), &()), state).await,
+            Self::Delete { name, force } => {
+                let query = if force { "?force=true" } else { "" };
+                asking.done(Call::delete(at(&name, query)), &format!("Removed VM {name}")).await
+            }
+            Self::Console { name, log: true } => {
+                output::write(&asking.client.call(Call::get(at(&name, "/console"))).await?)?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Self::Console { name, log: false } => {
+                let call = Call::upgrade(at(&name, "/console"), CONSOLE_PROTOCOL);
+                let guest = asking.client.upgraded(call).await?;
+                output::hint(&format!("Console of {name}. Ctrl-] detaches.\r"));
+                let detached = terminal::join(guest).await.context("The console broke off")?;
+                output::hint(if detached { "\r\nDetached." } else { "\r\nThe VM has ended." });
+                Ok(ExitCode::SUCCESS)
+            }
+        }
+    }
+}
+
+impl CreateArgs {
+    fn request(self) -> anyhow::Result<VmCreate> {
+        let mut ssh_keys = Vec::new();
+        for path in &self.ssh_keys {
+            ssh_keys.extend(read_keys(path)?);
+        }
+        Ok(VmCreate {
+            name: self.name,
+            request: self.request,
+            vcpus: self.vcpus,
+            memory_bytes: self.memory.0,
+            disk_bytes: self.disk.unwrap_or_default().0,
+            image: self.image,
+            kernel: self.kernel,
+            initrd: self.initrd,
+            append: self.append,
+            networks: self.networks,
+            labels: self.labels.into_iter().collect(),
+            ssh_keys,
+            restart: self.restart,
+            stopped: self.stopped,
+            host: self.host,
+            best: self.best,
+            host_labels: self.host_labels,
+        })
+    }
+}
+
+/// The keys of a file in the form of `authorized_keys`.
+fn read_keys(path: &Path) -> anyhow::Result<Vec<String>> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("Can't read {}", path.display()))?;
+    anyhow::ensure!(!text.contains("PRIVATE KEY"), "{} is a private key: name the public one", path.display());
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    Ok(lines.map(Into::into).collect())
+}
+
+fn parse_label(text: &str) -> anyhow::Result<(String, String)> {
+    let (key, value) = text.split_once('=').unwrap_or((text, ""));
+    check_label(key, value)?;
+    Ok((key.into(), value.into()))
+}
+
+fn state(vm: Vm) -> String {
+    format!("VM {} is {}", vm.name, vm.state)
+}
+
+fn vms(vms: Vec<Vm>) -> Table {
+    let mut table = Table::new(&["NAME", "STATE", "HOST", ">VCPUS", ">MEMORY", "IMAGE", "NETWORKS", "IPS", "ID"]);
+    for vm in vms {
+        table.row([
+            vm.name,
+            vm.state,
+            vm.host_name,
+            vm.vcpus.to_string(),
+            bytes(vm.memory_bytes),
+            vm.image.unwrap_or_default(),
+            list(vm.networks.iter().map(|interface| &interface.network)),
+            list(vm.networks.iter().flat_map(|interface| &interface.ips)),
+            vm.id.to_string(),
+        ]);
+    }
+    table
+}
+
+fn show(vm: Vm) -> Table {
+    let mut table = Table::list();
+    let mut row = |key: &str, value: String| table.row([key.to_owned(), value]);
+    row("name", vm.name);
+    row("id", vm.id.to_string());
+    row("state", vm.state);
+    row("host", vm.host_name);
+    row("vcpus", vm.vcpus.to_string());
+    row("memory", bytes(vm.memory_bytes));
+    row("image", vm.image.unwrap_or_default());
+    for interface in vm.networks {
+        let text = format!("{} {} {}", interface.network, interface.mac, list(interface.ips));
+        row("interface", text.trim_end().into());
+    }
+    let Some(details) = vm.details else { return table };
+    row("disk", bytes(details.disk_bytes));
+    row("kernel", details.kernel.unwrap_or_default());
+    row("labels", list(details.labels.iter().map(|(key, value)| format!("{key}={value}"))));
+    row("restart", yes(details.restart));
+    row("pid", details.pid.map(|pid| pid.to_string()).unwrap_or_default());
+    row("cpu used", details.cpu_s.map(seconds).unwrap_or_default());
+    row("memory used", details.memory_used_bytes.map(bytes).unwrap_or_default());
+    row("display", details.vnc_socket);
+    row("crash", details.crash.unwrap_or_default());
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_read_line_by_line() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "# mine\nssh-ed25519 AAAA me\n\n ssh-rsa BBBB \n").unwrap();
+        assert_eq!(read_keys(file.path()).unwrap(), ["ssh-ed25519 AAAA me", "ssh-rsa BBBB"]);
+        std::fs::write(file.path(), "-----BEGIN OPENSSH PRIVATE KEY-----").unwrap();
+        assert!(read_keys(file.path()).unwrap_err().to_string().contains("public"));
+    }
+}

@@ -1,0 +1,131 @@
+//! Virtual machines. What concerns one of them is answered by its own host: requests have been forwarded by then.
+
+use super::Answered;
+use crate::control::backend::Origin;
+use crate::control::extract::{Body, Named};
+use crate::control::model::{Vm, VmCreate, VmStop};
+use crate::control::problem::ApiError;
+use crate::control::router::Api;
+use axum::extract::{Query, Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+
+/// What a console's connection is upgraded to.
+pub(crate) const CONSOLE_PROTOCOL: &str = "virtuoso-console";
+
+/// The query of a removal.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::control) struct Removal {
+    #[serde(default)]
+    force: bool,
+}
+
+/// All VMs of the swarm.
+#[utoipa::path(get, path = "/v1/vms", operation_id = "list_vms",
+    responses((status = 200, body = [Vm]), (status = "default", body = ApiError)))]
+pub(in crate::control) async fn list(State(api): State<Api>) -> Answered<Vec<Vm>> {
+    api.backend.vms().await.map(Json)
+}
+
+/// Make a VM, here or on another host.
+#[utoipa::path(post, path = "/v1/vms", operation_id = "create_vm", request_body = VmCreate,
+    responses((status = 201, body = Vm), (status = "default", body = ApiError)))]
+pub(in crate::control) async fn create(
+    State(api): State<Api>,
+    Extension(origin): Extension<Origin>,
+    Body(request): Body<VmCreate>,
+) -> Result<(StatusCode, Json<Vm>), ApiError> {
+    let vm = api.backend.create_vm(request, origin).await?;
+    Ok((StatusCode::CREATED, Json(vm)))
+}
+
+/// One VM.
+#[utoipa::path(get, path = "/v1/vms/{name}", operation_id = "show_vm",
+    params(("name" = String, Path, description = "The VM")),
+    responses((status = 200, body = Vm), (status = "default", body = ApiError)))]
+pub(in crate::control) async fn show(State(api): State<Api>, Named(name): Named) -> Answered<Vm> {
+    api.backend.vm(name).await.map(Json)
+}
+
+/// Remove a VM and its disk.
+#[utoipa::path(delete, path = "/v1/vms/{name}", operation_id = "delete_vm",
+    params(("name" = String, Path, description = "The VM"),
+        ("force" = Option<bool>, Query, description = "Also if it runs")),
+    responses((status = 204), (status = "default", body = ApiError)))]
+pub(in crate::control) async fn delete(
+    State(api): State<Api>,
+    Named(name): Named,
+    removal: Result<Query<Removal>, axum::extract::rejection::QueryRejection>,
+) -> Result<StatusCode, ApiError> {
+    let Query(removal) = removal.map_err(|rejection| ApiError::invalid(rejection.body_text()))?;
+    api.backend.delete_vm(name, removal.force).await.map(|()| StatusCode::NO_CONTENT)
+}
+
+/// Start a VM.
+#[utoipa::path(post, path = "/v1/vms/{name}/start", operation_id = "start_vm",
+    params(("name" = String, Path, description = "The VM")),
+    responses((status = 200, body = Vm), (status = "default", body = ApiError)))]
+pub(in crate::control) async fn start(State(api): State<Api>, Named(name): Named) -> Answered<Vm> {
+    api.backend.start_vm(name).await.map(Json)
+}
+
+/// End a VM.
+#[utoipa::path(post, path = "/v1/vms/{name}/stop", operation_id = "stop_vm", request_body = VmStop,
+    params(("name" = String, Path, description = "The VM")),
+    responses((status = 200, body = Vm), (status = "default", body = ApiError)))]
+pub(in crate::control) async fn stop(
+    State(api): State<Api>,
+    Named(name): Named,
+    Body(request): Body<VmStop>,
+) -> Answered<Vm> {
+    api.backend.stop_vm(name, request).await.map(Json)
+}
+
+/// Press a VM's reset button.
+#[utoipa::path(post, path = "/v1/vms/{name}/reset", operation_id = "reset_vm",
+    params(("name" = String, Path, description = "The VM")),
+    responses((status = 200, body = Vm), (status = "default", body = ApiError)))]
+pub(in crate::control) async fn reset(State(api): State<Api>, Named(name): Named) -> Answered<Vm> {
+    api.backend.reset_vm(name).await.map(Json)
+}
+
+/// What a VM wrote to its serial console lately.
+#[utoipa::path(get, path = "/v1/vms/{name}/console", operation_id = "vm_console_history",
+    params(("name" = String, Path, description = "The VM")),
+    responses((status = 200, content_type = "application/octet-stream"), (status = "default", body = ApiError)))]
+pub(in crate::control) async fn history(State(api): State<Api>, Named(name): Named) -> Result<Response, ApiError> {
+    let history = api.backend.vm_console(name).await?.history();
+    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], history).into_response())
+}
+
+/// A VM's serial console, both ways, after an upgrade of the connection to `virtuoso-console`.
+#[utoipa::path(post, path = "/v1/vms/{name}/console", operation_id = "vm_console",
+    params(("name" = String, Path, description = "The VM")),
+    responses((status = 101), (status = "default", body = ApiError)))]
+pub(in crate::control) async fn console(
+    State(api): State<Api>,
+    Named(name): Named,
+    mut request: Request,
+) -> Result<Response, ApiError> {
+    let wanted = request.headers().get(header::UPGRADE).is_some_and(|protocol| protocol == CONSOLE_PROTOCOL);
+    if !wanted {
+        return Err(ApiError::invalid(format!("A console needs `Upgrade: {CONSOLE_PROTOCOL}`")));
+    }
+    let console = api.backend.vm_console(name).await?;
+    let upgrade = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        match upgrade.await {
+            Ok(stream) => console.watch(TokioIo::new(stream)).await,
+            Err(error) => tracing::debug!("A console watcher is gone: {error}"),
+        }
+    });
+    let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static(CONSOLE_PROTOCOL));
+    Ok(response)
+}

@@ -1,0 +1,167 @@
+//! Where VMs are plugged into networks, what they hold of this host, and their rows.
+
+use super::networks::{self, device_error, not_a_member};
+use super::{Core, Handle};
+use crate::control::problem::ApiError;
+use crate::name::Name;
+use crate::netdev::Netdev;
+use crate::vm::{Nic, Spec};
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use tokio::sync::{Mutex, watch};
+use virtuoso_overlay::ids::{HostId, Mac, NetworkId, VmId};
+use virtuoso_overlay::table::{Body, Key, VmRow, VmState};
+use virtuoso_overlay::vm::reservations::Share;
+
+/// The VMs of this host as the core knows them.
+#[derive(Default)]
+pub(super) struct Guests {
+    vms: Vec<(Spec, VmState)>,
+    pub(super) held: Share,
+    /// Interfaces that are plugged in, by the name of the host's end.
+    plugged: BTreeMap<String, Nic>,
+}
+
+/// Plugs VMs into networks.
+#[derive(Clone)]
+pub struct Sockets {
+    /// The core.
+    pub core: Handle,
+    /// The kernel's network devices.
+    pub netdev: Netdev,
+    /// Held while bridges and TAPs change.
+    pub devices: Arc<Mutex<()>>,
+}
+
+impl Sockets {
+    /// Makes a TAP in the interface's network, which is attached here if need be, and claims the address at once. The
+    /// TAP goes with the last descriptor of it.
+    pub async fn plug(&self, nic: &Nic) -> Result<OwnedFd, ApiError> {
+        let _devices = self.devices.lock().await;
+        let row = networks::attach(&self.core, &self.netdev, &nic.network).await?;
+        let tap = self.netdev.create_guest_tap(&nic.tap, row.mtu).await.map_err(device_error)?;
+        self.netdev.attach(row.id, &nic.tap).await.map_err(device_error)?;
+        self.claim(nic).await?;
+        Ok(tap)
+    }
+
+    /// Claims the address of an interface that is plugged in.
+    pub async fn claim(&self, nic: &Nic) -> Result<(), ApiError> {
+        let nic = nic.clone();
+        Ok(self.core.call(move |core| core.plug(nic)).await?)
+    }
+
+    /// The interfaces are unplugged: their TAPs are gone or about to go.
+    pub async fn release(&self, nics: &[Nic]) {
+        let taps: Vec<String> = nics.iter().map(|nic| nic.tap.clone()).collect();
+        let forget = move |core: &mut Core| taps.iter().for_each(|tap| drop(core.guests.plugged.remove(tap)));
+        // Without a core the agent is stopping.
+        self.core.call(forget).await.ok();
+    }
+}
+
+impl Core {
+    fn plug(&mut self, nic: Nic) {
+        let network = self.networks.attached().find(|id| self.networks.name(*id) == Some(&nic.network));
+        if let Some(network) = network {
+            self.claim_for(network, &nic);
+        }
+        self.guests.plugged.insert(nic.tap.clone(), nic);
+    }
+
+    /// A network has just been attached: what was plugged into its bridge before is claimed.
+    pub(super) fn claim_plugged(&mut self, network: NetworkId, name: &Name) {
+        let nics: Vec<Nic> = self.guests.plugged.values().filter(|nic| nic.network == *name).cloned().collect();
+        for nic in nics {
+            self.claim_for(network, &nic);
+        }
+    }
+
+    fn claim_for(&mut self, network: NetworkId, nic: &Nic) {
+        let port = self.networks.port_id(network, &nic.tap);
+        let mac = nic.mac.0;
+        self.plane.switch(move |switch, now| switch.handle_local(now, network, mac, Some(port), &[]));
+    }
+
+    /// The VMs that are plugged into a network here.
+    pub(super) fn vms_in(&self, network: &Name) -> Vec<String> {
+        let uses = |spec: &Spec| {
+            spec.nics.iter().any(|nic| self.guests.plugged.contains_key(&nic.tap) && nic.network == *network)
+        };
+        self.guests.vms.iter().filter(|(spec, _)| uses(spec)).map(|(spec, _)| spec.name.to_string()).collect()
+    }
+
+    /// What this host lends to VMs in all.
+    pub fn vm_room(&self) -> Share {
+        let Some(has) = self.own_resources() else { return Share::default() };
+        Share { vcpus: has.vcpus_total, memory_bytes: has.memory_total_bytes, disk_bytes: has.disk_total_bytes }
+    }
+
+    /// Takes what VMs there are and what they hold, and tells the swarm.
+    pub fn set_vms(&mut self, vms: Vec<(Spec, VmState)>, held: Share) {
+        self.guests.vms = vms;
+        let changed = self.guests.held != held;
+        self.guests.held = held;
+        self.publish_vms();
+        if changed {
+            self.publish_host_row();
+        }
+    }
+
+    /// Makes the rows of VMs say what there is.
+    pub(super) fn publish_vms(&mut self) {
+        let now = self.clock.now();
+        let Some(node) = &mut self.node else { return };
+        let swarm = node.swarm();
+        let told: BTreeMap<VmId, VmRow> = node
+            .table()
+            .bodies_of(node.me())
+            .filter_map(|body| match body {
+                Body::Vm(row) => Some((row.id, row.clone())),
+                _ => None,
+            })
+            .collect();
+        for id in told.keys().filter(|id| !self.guests.vms.iter().any(|(spec, _)| spec.id.0 == **id)) {
+            node.take_back(now, Key::Vm(*id));
+        }
+        for (spec, state) in &self.guests.vms {
+            let nics = spec.nics.iter().map(|nic| (NetworkId::of(swarm, &nic.network), nic.mac.0, None));
+            let row = VmRow {
+                id: spec.id.0,
+                name: spec.name.to_string(),
+                state: *state,
+                vcpus: spec.vcpus,
+                memory_bytes: spec.memory_bytes,
+                image: spec.image(),
+                nics: nics.collect(),
+            };
+            if told.get(&row.id) != Some(&row) {
+                node.put(now, Body::Vm(row));
+            }
+        }
+    }
+
+    /// Who has the VM of this name, and the VM.
+    pub(super) fn vm_named(&self, name: &str) -> Result<Option<(HostId, VmRow)>, ApiError> {
+        let node = self.node.as_ref().ok_or_else(not_a_member)?;
+        Ok(node.table().bodies().find_map(|(host, body)| match body {
+            Body::Vm(row) if row.name == name => Some((host, row.clone())),
+            _ => None,
+        }))
+    }
+
+    /// Hears of changes of VMs' rows.
+    pub(super) fn vm_changes(&self) -> watch::Receiver<u64> {
+        self.vm_changes.subscribe()
+    }
+
+    /// Whether some VM has the address.
+    pub(super) fn is_mac_taken(&self, mac: Mac, by_other_than: VmId) -> bool {
+        let bodies = self.node.iter().flat_map(|node| node.table().bodies());
+        bodies.into_iter().any(|(_, body)| match body {
+            Body::Vm(row) => row.id != by_other_than && row.nics.iter().any(|(_, taken, _)| *taken == mac),
+            _ => false,
+        })
+    }
+}

@@ -1,0 +1,25 @@
+//! Virtual machines of this host: their definitions on disk, their QEMU processes, their consoles.
+//!
+//! One QEMU process for each VM that runs, which outlives the agent: its QMP and serial sockets stand in the VM's
+//! directory, and the next agent finds it by them. What a VM may do in which state, and whether there is room for it,
+//! is decided in the overlay.
+
+mod cgroup;
+mod console;
+mod disk;
+mod error;
+mod initrd;
+mod machine;
+mod process;
+mod qemu;
+pub mod qmp;
+mod seed;
+mod spec;
+mod store;
+mod supervisor;
+mod vms;
+
+pub use console::Console;
+pub use error::VmError;
+pub use spec::{Boot, CPU, MACHINE, Nic, Spec};
+pub use vms::{Parts, VmInfo, Vms};

@@ -1,0 +1,60 @@
+//! Why a VM was not made, started or changed.
+
+use crate::control::problem::{ApiError, ErrorCode};
+use crate::name::Name;
+use virtuoso_overlay::vm::lifecycle::Denied;
+use virtuoso_overlay::vm::reservations::Refusal;
+
+/// A refusal that scripts can tell from others.
+#[derive(Debug, thiserror::Error)]
+pub enum VmError {
+    /// No such VM here.
+    #[error("There is no VM {0} on this host: `virtuoso vm list` shows all")]
+    NotFound(Name),
+    /// There is no room.
+    #[error("This host has no room for VM {0}: {1}")]
+    NoRoom(Name, Refusal),
+    /// The VM's state forbids it.
+    #[error("Can't {verb} VM {name}: {why}")]
+    Denied {
+        /// The VM.
+        name: Name,
+        /// What was wanted.
+        verb: &'static str,
+        /// Why not.
+        why: Denied,
+    },
+    /// QEMU ended before the VM ran.
+    #[error("QEMU did not start VM {name}: {words}")]
+    DidNotStart {
+        /// The VM.
+        name: Name,
+        /// The last lines that QEMU wrote.
+        words: String,
+    },
+    /// Something that QEMU needs is not there.
+    #[error("{0}")]
+    Missing(String),
+    /// The definition makes no sense here.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+impl VmError {
+    fn code(&self) -> ErrorCode {
+        match self {
+            Self::NotFound(_) => ErrorCode::NotFound,
+            Self::NoRoom(_, Refusal::NameTaken(_)) | Self::Denied { .. } => ErrorCode::Conflict,
+            Self::NoRoom(..) => ErrorCode::NoSpace,
+            Self::DidNotStart { .. } => ErrorCode::Internal,
+            Self::Missing(_) => ErrorCode::MissingRights,
+            Self::Invalid(_) => ErrorCode::InvalidRequest,
+        }
+    }
+}
+
+impl From<VmError> for ApiError {
+    fn from(error: VmError) -> Self {
+        Self::new(error.code(), error.to_string())
+    }
+}

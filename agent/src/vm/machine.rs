@@ -1,0 +1,107 @@
+//! One VM in memory: its record, what it does now, and the ways to its process while there is one.
+
+use super::console::Console;
+use super::process::Process;
+use super::qmp::Qmp;
+use super::spec::Spec;
+use super::store::{Files, Record};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::watch;
+use virtuoso_overlay::table::VmState;
+use virtuoso_overlay::vm::lifecycle::Failures;
+
+/// A VM of this host.
+#[derive(Debug)]
+pub(super) struct Machine {
+    pub(super) files: Files,
+    /// Held while it changes from one state to another.
+    pub(super) turn: tokio::sync::Mutex<()>,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    record: Record,
+    state: VmState,
+    live: Option<Live>,
+    failures: Failures,
+}
+
+/// A running process.
+#[derive(Clone, Debug)]
+pub(super) struct Live {
+    pub(super) process: Arc<Process>,
+    pub(super) qmp: Qmp,
+    pub(super) console: Arc<Console>,
+    /// Its end is wanted: it is no crash.
+    pub(super) ending: Arc<AtomicBool>,
+    /// True when it has ended and all is cleaned up.
+    pub(super) ended: watch::Receiver<bool>,
+}
+
+impl Machine {
+    pub(super) fn new(files: Files, record: Record, state: VmState) -> Arc<Self> {
+        let inner = Inner { record, state, live: None, failures: Failures::default() };
+        Arc::new(Self { files, turn: tokio::sync::Mutex::default(), inner: Mutex::new(inner) })
+    }
+
+    pub(super) fn spec(&self) -> Spec {
+        self.inner().record.spec.clone()
+    }
+
+    pub(super) fn record(&self) -> Record {
+        self.inner().record.clone()
+    }
+
+    pub(super) fn state(&self) -> VmState {
+        self.inner().state
+    }
+
+    pub(super) fn set_state(&self, state: VmState) {
+        self.inner().state = state;
+    }
+
+    pub(super) fn live(&self) -> Option<Live> {
+        self.inner().live.clone()
+    }
+
+    pub(super) fn set_live(&self, live: Option<Live>) {
+        self.inner().live = live;
+    }
+
+    /// Changes the record, on disk first.
+    pub(super) fn keep(&self, change: impl FnOnce(&mut Record)) -> anyhow::Result<()> {
+        let mut record = self.record();
+        change(&mut record);
+        self.files.write(&record)?;
+        self.inner().record = record;
+        Ok(())
+    }
+
+    /// Whether it begins again after a failure.
+    pub(super) fn begins_again(&self, now: virtuoso_overlay::time::Instant) -> bool {
+        let mut inner = self.inner();
+        let policy = inner.record.spec.policy();
+        inner.failures.begins_again(now, policy)
+    }
+
+    /// No holder can panic half-way.
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Live {
+    /// Ends the process.
+    pub(super) fn end(&self) {
+        self.ending.store(true, Ordering::SeqCst);
+        self.process.kill();
+    }
+
+    /// Waits until it has ended and all is cleaned up.
+    pub(super) async fn wait_ended(&mut self) {
+        // The sender goes only after it has sent.
+        self.ended.wait_for(|ended| *ended).await.ok();
+    }
+}

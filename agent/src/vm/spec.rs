@@ -1,0 +1,148 @@
+//! What a VM is: everything that its process is started from, and that moves with it.
+
+use crate::name::Name;
+use crate::text::Text;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use virtuoso_overlay::ids::{Digest, Mac, VmId};
+use virtuoso_overlay::vm::lifecycle::RestartPolicy;
+use virtuoso_overlay::vm::reservations::Share;
+
+/// The machine that guests see. A version of QEMU's knows all older ones, so that a VM can move to a newer host.
+pub const MACHINE: &str = "pc-i440fx-7.2";
+/// The processor that guests see: what every x86-64 server since 2008 has, and QEMU can emulate whole.
+pub const CPU: &str = "Nehalem";
+
+/// A VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Spec {
+    /// Its id.
+    pub id: Text<VmId>,
+    /// Its name.
+    pub name: Name,
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Memory.
+    pub memory_bytes: u64,
+    /// Its own disk; 0 for none.
+    pub disk_bytes: u64,
+    /// What it boots.
+    pub boot: Boot,
+    /// Its network interfaces, in the order of their PCI addresses.
+    pub nics: Vec<Nic>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Public keys that may log in.
+    pub ssh_keys: Vec<String>,
+    /// Whether it begins again when its process fails.
+    pub restart: bool,
+    /// QEMU's name of the machine.
+    pub machine: String,
+    /// QEMU's name of the processor.
+    pub cpu: String,
+}
+
+/// What a VM boots.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Boot {
+    /// A kernel, from files of the host.
+    Kernel {
+        /// The kernel.
+        kernel: PathBuf,
+        /// Its initial file system.
+        initrd: Option<PathBuf>,
+        /// Its command line.
+        append: String,
+    },
+    /// A disk that begins as an image.
+    Image {
+        /// The image's name, for people.
+        name: Name,
+        /// Its content.
+        digest: Text<Digest>,
+    },
+}
+
+/// A network interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Nic {
+    /// The network that it is plugged into.
+    pub network: Name,
+    /// Its address.
+    pub mac: Text<Mac>,
+    /// The host's end of it.
+    pub tap: String,
+}
+
+impl Nic {
+    /// The interface number `index` of a VM. Address and name follow from the VM's id, so they stay the same wherever
+    /// and whenever it runs; `attempt` counts addresses that were taken.
+    pub fn new(vm: VmId, network: Name, index: usize, attempt: u8) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&vm.0).update(&[u8::try_from(index).unwrap_or(u8::MAX), attempt]);
+        let digest = hasher.finalize();
+        let [a, b, c, d, e, f, g, ..] = *digest.as_bytes();
+        let tap = format!("vm-{a:02x}{b:02x}{c:02x}{d:02x}");
+        Self { network, mac: Text(Mac([0x52, 0x54, 0x00, e, f, g])), tap }
+    }
+}
+
+impl Spec {
+    /// What it holds of its host.
+    pub fn share(&self) -> Share {
+        Share { vcpus: self.vcpus, memory_bytes: self.memory_bytes, disk_bytes: self.disk_bytes }
+    }
+
+    /// Whether it begins again when its process fails.
+    pub fn policy(&self) -> RestartPolicy {
+        if self.restart { RestartPolicy::OnFailure } else { RestartPolicy::Never }
+    }
+
+    /// Its image, if it has one.
+    pub fn image(&self) -> Option<Digest> {
+        match &self.boot {
+            Boot::Image { digest, .. } => Some(digest.0),
+            Boot::Kernel { .. } => None,
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(crate) fn spec() -> Spec {
+        let id = VmId([7; 16]);
+        Spec {
+            id: Text(id),
+            name: "vm-8-1".parse().unwrap(),
+            vcpus: 2,
+            memory_bytes: 128 << 20,
+            disk_bytes: 0,
+            boot: Boot::Kernel {
+                kernel: "/boot/vmlinuz".into(),
+                initrd: Some("/boot/initrd,1".into()),
+                append: "console=ttyS0 quiet".into(),
+            },
+            nics: vec![Nic::new(id, "blue".parse().unwrap(), 0, 0)],
+            labels: BTreeMap::new(),
+            ssh_keys: vec![],
+            restart: false,
+            machine: MACHINE.into(),
+            cpu: CPU.into(),
+        }
+    }
+
+    #[test]
+    fn interfaces_follow_from_the_id() {
+        let nic = |vm: u8, index, attempt| Nic::new(VmId([vm; 16]), "blue".parse().unwrap(), index, attempt);
+        assert_eq!(nic(1, 0, 0), nic(1, 0, 0));
+        assert!(nic(1, 0, 0).mac != nic(1, 1, 0).mac && nic(1, 0, 0).mac != nic(1, 0, 1).mac);
+        assert!(nic(1, 0, 0).tap != nic(2, 0, 0).tap && nic(1, 0, 0).tap.len() == 11);
+        assert!(nic(1, 0, 0).mac.to_string().starts_with("52:54:00:"));
+    }
+}

@@ -1,0 +1,519 @@
+//! All VMs of this host, and what can be done with them.
+
+use super::console::Console;
+use super::disk::{self, Bases};
+use super::error::VmError;
+use super::machine::{Live, Machine};
+use super::process::{Process, last_words};
+use super::qemu::{Accelerator, Launch};
+use super::qmp::Qmp;
+use super::spec::{Boot, Spec};
+use super::store::{Record, Store};
+use super::supervisor::{clean_up, supervise};
+use super::{cgroup::Cgroup, initrd, seed};
+use crate::clock::Clock;
+use crate::core::Handle;
+use crate::core::ports::Sockets;
+use crate::events::{EventKind, EventLog};
+use crate::facts::HostFacts;
+use crate::image::ImageStore;
+use crate::name::Name;
+use anyhow::Context;
+use std::collections::BTreeMap;
+use std::fs::Permissions;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+use virtuoso_overlay::ids::VmId;
+use virtuoso_overlay::table::VmState;
+use virtuoso_overlay::time::Instant;
+use virtuoso_overlay::vm::lifecycle::{Step, Wish, decide};
+use virtuoso_overlay::vm::reservations::{Reservations, Reserved};
+
+/// What VMs are made of and with.
+pub struct Parts {
+    /// The state directory.
+    pub state_dir: PathBuf,
+    /// The core, for networks and tables.
+    pub core: Handle,
+    /// Plugs interfaces into networks.
+    pub sockets: Sockets,
+    /// The image store.
+    pub images: Arc<ImageStore>,
+    /// What the operator may watch.
+    pub events: EventLog,
+    /// The clocks.
+    pub clock: Clock,
+}
+
+/// The VMs of this host.
+pub struct Vms {
+    parts: Parts,
+    store: Store,
+    bases: Bases,
+    qemu: Result<PathBuf, String>,
+    accelerator: Accelerator,
+    machines: Mutex<BTreeMap<VmId, Arc<Machine>>>,
+    reservations: Mutex<Reservations>,
+    /// Held for reading while VMs are made, whose images no other VM may use yet.
+    making: tokio::sync::RwLock<()>,
+    /// Held while a state is told: the later one must not come first.
+    telling: tokio::sync::Mutex<()>,
+}
+
+/// A VM as its own host knows it.
+#[derive(Clone, Debug)]
+pub struct VmInfo {
+    /// What it is.
+    pub spec: Spec,
+    /// Why its process ended, if that was not in order.
+    pub crash: Option<String>,
+    /// Seconds of processor time and bytes of memory that its process uses.
+    pub usage: Option<(f64, u64)>,
+    /// Its process.
+    pub pid: Option<u32>,
+    /// Where its display is served.
+    pub vnc: PathBuf,
+}
+
+impl Vms {
+    /// Opens the VMs of earlier runs and takes over those whose process still lives.
+    ///
+    /// # Errors
+    /// If their directory can't be used.
+    pub async fn open(parts: Parts, facts: &HostFacts) -> anyhow::Result<Arc<Self>> {
+        let qemu = &facts.qemu;
+        let vms = Arc::new(Self {
+            store: Store::open(parts.state_dir.join("vms"))?,
+            bases: Bases::new(parts.state_dir.join("bases"), parts.images.clone()),
+            qemu: qemu.path.clone().filter(|_| qemu.usable).ok_or_else(|| qemu.why.clone()),
+            accelerator: if facts.kvm.usable { Accelerator::Kvm } else { Accelerator::Tcg },
+            machines: Mutex::default(),
+            reservations: Mutex::default(),
+            making: tokio::sync::RwLock::default(),
+            telling: tokio::sync::Mutex::default(),
+            parts,
+        });
+        for record in vms.store.load()? {
+            vms.take_over(record).await;
+        }
+        Ok(vms)
+    }
+
+    /// A VM of an earlier run.
+    async fn take_over(self: &Arc<Self>, mut record: Record) {
+        let spec = record.spec.clone();
+        self.reservations().restore(spec.id.0, &spec.name, spec.share());
+        let files = self.store.files(spec.id.0);
+        let was_running = record.process.is_some();
+        let process = match record.process.map(Process::open).transpose() {
+            Ok(process) => process.flatten(),
+            Err(error) => return tracing::warn!(vm = %spec.name, "A VM is left alone: {error:#}"),
+        };
+        if was_running && process.is_none() {
+            let words = last_words(&files.log());
+            record.crash = Some(format!("It ended while no agent ran. {words}").trim().to_owned());
+            record.process = None;
+        }
+        let state = if record.crash.is_some() { VmState::Crashed } else { VmState::Stopped };
+        let machine = Machine::new(files, record, state);
+        self.machines().insert(spec.id.0, machine.clone());
+        match process {
+            Some(process) => {
+                if let Err(error) = self.adopt(&machine, process).await {
+                    tracing::warn!(vm = %spec.name, "Can't take over the process of a VM: {error:#}");
+                }
+            }
+            None if was_running => {
+                clean_up(&machine);
+                if machine.begins_again(self.now()) {
+                    self.start_in_background(machine);
+                }
+            }
+            None => {}
+        }
+    }
+
+    async fn adopt(self: &Arc<Self>, machine: &Arc<Machine>, process: Process) -> anyhow::Result<()> {
+        let spec = machine.spec();
+        for nic in &spec.nics {
+            self.parts.sockets.claim(nic).await?;
+        }
+        let process = Arc::new(process);
+        let qmp = self.follow(machine, &process).await?;
+        let status = qmp.run("query-status").await?;
+        let is_running = status.get("running").and_then(serde_json::Value::as_bool) == Some(true);
+        machine.set_state(if is_running { VmState::Running } else { VmState::Paused });
+        tracing::info!(vm = %spec.name, pid = process.mark().pid, "Took over a running VM");
+        self.tell(EventKind::VmAdopted { vm: spec.id, name: spec.name.to_string() });
+        Ok(())
+    }
+
+    /// Connects to a process and watches it from now on.
+    async fn follow(self: &Arc<Self>, machine: &Arc<Machine>, process: &Arc<Process>) -> anyhow::Result<Qmp> {
+        let connect = |path: PathBuf| async move {
+            UnixStream::connect(&path).await.with_context(|| format!("Can't connect to {}", path.display()))
+        };
+        let monitor = connect(machine.files.qmp_socket()).await?;
+        let (qmp, events) = Qmp::start(monitor).await?;
+        let console = Console::start(connect(machine.files.serial_socket()).await?);
+        let (end, ended) = watch::channel(false);
+        let ending = Arc::new(AtomicBool::new(false));
+        let live = Live { process: process.clone(), qmp: qmp.clone(), console, ending, ended };
+        machine.set_live(Some(live.clone()));
+        tokio::spawn(supervise(self.clone(), machine.clone(), live, events, end));
+        Ok(qmp)
+    }
+
+    /// Makes a VM; `start` runs it too. The same VM again is no error: it is there. If it can't be made or started,
+    /// nothing of it stays.
+    ///
+    /// # Errors
+    /// If there is no room, or something that it needs is not there.
+    pub async fn create(self: &Arc<Self>, spec: Spec, start: bool) -> anyhow::Result<()> {
+        // A caller who goes away must not leave half a VM.
+        let vms = self.clone();
+        tokio::spawn(async move { vms.create_now(spec, start).await }).await.context("Making a VM broke off")?
+    }
+
+    async fn create_now(self: &Arc<Self>, spec: Spec, start: bool) -> anyhow::Result<()> {
+        let (id, name) = (spec.id.0, spec.name.clone());
+        let room = self.parts.core.call(|core| core.vm_room()).await?;
+        let reserved = self.reservations().reserve(id, &name, spec.share(), room);
+        match reserved.map_err(|refusal| VmError::NoRoom(name.clone(), refusal))? {
+            Reserved::Before => return Ok(()),
+            Reserved::New => {}
+        }
+        let made = self.make(spec, start).await;
+        if made.is_err() {
+            self.forget(id).await;
+        }
+        made
+    }
+
+    async fn make(self: &Arc<Self>, spec: Spec, start: bool) -> anyhow::Result<()> {
+        let _making = self.making.read().await;
+        let files = self.store.create(spec.id.0)?;
+        let base = match &spec.boot {
+            Boot::Image { name, digest } => Some(self.bases.get(name, digest.0).await?),
+            Boot::Kernel { .. } => None,
+        };
+        if spec.disk_bytes > 0 {
+            disk::make(&spec, &files, base.as_deref()).await?;
+        }
+        let (id, name) = (spec.id, spec.name.to_string());
+        let record = Record { spec, process: None, crash: None };
+        files.write(&record)?;
+        let machine = Machine::new(files, record, VmState::Stopped);
+        self.machines().insert(id.0, machine.clone());
+        if start {
+            self.start_machine(&machine).await?;
+        }
+        self.tell(EventKind::VmCreated { vm: id, name });
+        self.publish().await;
+        Ok(())
+    }
+
+    /// Removes all of a VM that does not run.
+    async fn forget(&self, id: VmId) {
+        let machine = self.machines().remove(&id);
+        let files = self.store.files(id);
+        if files.dir().exists()
+            && let Err(error) = files.remove()
+        {
+            tracing::warn!("{error:#}");
+        }
+        self.reservations().release(id);
+        if machine.is_some() {
+            self.publish().await;
+        }
+        let _alone = self.making.write().await;
+        let used: Vec<_> = self.all().iter().filter_map(|machine| machine.spec().image()).collect();
+        self.bases.retain(|digest| used.contains(&digest)).await;
+    }
+
+    /// Starts a VM that does not run.
+    ///
+    /// # Errors
+    /// If QEMU does not start it.
+    pub async fn start(self: &Arc<Self>, name: &Name) -> anyhow::Result<()> {
+        let (vms, machine) = (self.clone(), self.find(name)?);
+        tokio::spawn(async move { vms.start_machine(&machine).await }).await.context("Starting a VM broke off")?
+    }
+
+    pub(super) fn start_in_background(self: &Arc<Self>, machine: Arc<Machine>) {
+        let vms = self.clone();
+        tokio::spawn(async move {
+            if let Err(error) = vms.start_machine(&machine).await {
+                tracing::warn!(vm = %machine.spec().name, "{error:#}");
+            }
+        });
+    }
+
+    async fn start_machine(self: &Arc<Self>, machine: &Arc<Machine>) -> anyhow::Result<()> {
+        let _turn = machine.turn.lock().await;
+        let spec = machine.spec();
+        if self.step(machine, Wish::Start, "start")? == Step::Nothing {
+            return Ok(());
+        }
+        let launched = self.launch(machine, &spec).await;
+        if launched.is_err() {
+            self.parts.sockets.release(&spec.nics).await;
+            clean_up(machine);
+        }
+        launched?;
+        tracing::info!(vm = %spec.name, "A VM runs");
+        self.tell(EventKind::VmStarted { vm: spec.id, name: spec.name.to_string() });
+        Ok(())
+    }
+
+    async fn launch(self: &Arc<Self>, machine: &Arc<Machine>, spec: &Spec) -> anyhow::Result<()> {
+        let process = Arc::new(self.spawn(machine, spec).await?);
+        let mark = process.mark();
+        let running = async {
+            machine.keep(|record| {
+                record.process = Some(mark);
+                record.crash = None;
+            })?;
+            confine(spec, mark.pid);
+            self.follow(machine, &process).await
+        };
+        let qmp = tokio::select! {
+            qmp = running => qmp,
+            exit = process.ended() => {
+                let words = last_words(&machine.files.log());
+                let words = if words.is_empty() { format!("{exit:?}") } else { words };
+                Err(VmError::DidNotStart { name: spec.name.clone(), words }.into())
+            }
+        };
+        let told = match qmp {
+            // The guest begins only now: its first words find their reader.
+            Ok(qmp) => qmp.run("cont").await.map(|_| ()).map_err(Into::into),
+            Err(error) => Err(error),
+        };
+        if told.is_err() {
+            self.abandon(machine, &process).await?;
+        }
+        told?;
+        self.set_state(machine, VmState::Running).await;
+        Ok(())
+    }
+
+    /// Ends a process that did not get as far as a guest.
+    async fn abandon(&self, machine: &Arc<Machine>, process: &Process) -> anyhow::Result<()> {
+        match machine.live() {
+            Some(mut live) => {
+                live.end();
+                live.wait_ended().await;
+            }
+            None => process.kill(),
+        }
+        machine.keep(|record| record.process = None)
+    }
+
+    /// Starts QEMU with all that it is given by descriptor.
+    async fn spawn(&self, machine: &Arc<Machine>, spec: &Spec) -> anyhow::Result<Process> {
+        let qemu = self.qemu.clone().map_err(VmError::Missing)?;
+        let files = &machine.files;
+        let mut inherited: Vec<OwnedFd> = Vec::new();
+        for path in [files.qmp_socket(), files.serial_socket()] {
+            inherited.push(listen(&path)?);
+        }
+        for nic in &spec.nics {
+            inherited.push(self.parts.sockets.plug(nic).await?);
+        }
+        let fds: Vec<_> = inherited.iter().map(AsRawFd::as_raw_fd).collect();
+        let launch = Launch {
+            spec,
+            files,
+            accelerator: self.accelerator,
+            qmp: fds[0],
+            serial: fds[1],
+            taps: fds[2..].to_vec(),
+            initrd: initrd_of(machine, spec)?,
+            seed: match &spec.boot {
+                Boot::Image { .. } if !spec.ssh_keys.is_empty() => Some(seed::make(spec, files.dir()).await?),
+                Boot::Image { .. } | Boot::Kernel { .. } => None,
+            },
+        };
+        Process::spawn(&qemu, &launch.arguments(), &inherited, &files.log())
+    }
+
+    /// Ends a VM: by its power button, and by force if `patience` runs out or is none.
+    ///
+    /// # Errors
+    /// If it is unknown or on its way to another host.
+    pub async fn stop(&self, name: &Name, patience: Option<Duration>) -> anyhow::Result<()> {
+        let machine = self.find(name)?;
+        let wish = if patience.is_some() { Wish::Stop } else { Wish::Kill };
+        let pressed = {
+            let _turn = machine.turn.lock().await;
+            let step = self.step(&machine, wish, "stop")?;
+            match (step, machine.live()) {
+                (Step::Nothing, _) | (_, None) => return Ok(()),
+                (Step::PowerDown, Some(live)) => match live.qmp.run("system_powerdown").await {
+                    Ok(_) => true,
+                    Err(error) => {
+                        tracing::info!(vm = %name, "The power button does not work: {error}");
+                        false
+                    }
+                },
+                (_, Some(_)) => false,
+            }
+        };
+        let Some(mut live) = machine.live() else { return Ok(()) };
+        if let Some(patience) = patience.filter(|_| pressed)
+            && tokio::time::timeout(patience, live.wait_ended()).await.is_ok()
+        {
+            return Ok(());
+        }
+        live.end();
+        live.wait_ended().await;
+        Ok(())
+    }
+
+    /// Presses a VM's reset button.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub async fn reset(&self, name: &Name) -> anyhow::Result<()> {
+        let machine = self.find(name)?;
+        let _turn = machine.turn.lock().await;
+        self.step(&machine, Wish::Reset, "reset")?;
+        let live = machine.live().context("The VM is ending")?;
+        live.qmp.run("system_reset").await?;
+        Ok(())
+    }
+
+    /// Removes a VM and its disk; by `force` also one that runs.
+    ///
+    /// # Errors
+    /// If it runs.
+    pub async fn delete(&self, name: &Name, force: bool) -> anyhow::Result<()> {
+        if force {
+            self.stop(name, None).await?;
+        }
+        let machine = self.find(name)?;
+        let _turn = machine.turn.lock().await;
+        self.step(&machine, Wish::Delete, "delete")?;
+        let spec = machine.spec();
+        self.parts.sockets.release(&spec.nics).await;
+        self.forget(spec.id.0).await;
+        self.tell(EventKind::VmDeleted { vm: spec.id, name: spec.name.to_string() });
+        Ok(())
+    }
+
+    /// The console of a VM that runs.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub fn console(&self, name: &Name) -> anyhow::Result<Arc<Console>> {
+        let live = self.find(name)?.live();
+        let why = virtuoso_overlay::vm::lifecycle::Denied::NotRunning;
+        let denied = VmError::Denied { name: name.clone(), verb: "show the console of", why };
+        Ok(live.ok_or(denied)?.console)
+    }
+
+    /// What is known of a VM here.
+    ///
+    /// # Errors
+    /// If there is none of that name.
+    pub fn info(&self, name: &Name) -> anyhow::Result<VmInfo> {
+        let machine = self.find(name)?;
+        let (record, live) = (machine.record(), machine.live());
+        let process = live.map(|live| live.process);
+        Ok(VmInfo {
+            spec: record.spec,
+            crash: record.crash,
+            usage: process.as_ref().and_then(|process| process.usage()),
+            pid: process.map(|process| process.mark().pid),
+            vnc: machine.files.vnc_socket(),
+        })
+    }
+
+    fn step(&self, machine: &Machine, wish: Wish, verb: &'static str) -> anyhow::Result<Step> {
+        let denied = |why| VmError::Denied { name: machine.spec().name, verb, why };
+        Ok(decide(machine.state(), wish).map_err(denied)?)
+    }
+
+    /// Sets a VM's state and tells the swarm.
+    pub(super) async fn set_state(&self, machine: &Machine, state: VmState) {
+        machine.set_state(state);
+        if matches!(state, VmState::Stopped | VmState::Crashed) {
+            self.parts.sockets.release(&machine.spec().nics).await;
+        }
+        self.publish().await;
+    }
+
+    /// Makes the tables say what there is.
+    pub async fn publish(&self) {
+        let _telling = self.telling.lock().await;
+        let vms: Vec<_> = self.all().iter().map(|machine| (machine.spec(), machine.state())).collect();
+        let held = self.reservations().total();
+        // Without a core the agent is stopping.
+        self.parts.core.call(move |core| core.set_vms(vms, held)).await.ok();
+    }
+
+    pub(super) fn tell(&self, event: EventKind) {
+        self.parts.events.emit(event);
+    }
+
+    pub(super) fn now(&self) -> Instant {
+        self.parts.clock.mono()
+    }
+
+    fn find(&self, name: &Name) -> anyhow::Result<Arc<Machine>> {
+        let found = self.all().into_iter().find(|machine| machine.spec().name == *name);
+        Ok(found.ok_or_else(|| VmError::NotFound(name.clone()))?)
+    }
+
+    fn all(&self) -> Vec<Arc<Machine>> {
+        self.machines().values().cloned().collect()
+    }
+
+    /// No holder can panic half-way; the same holds for the reservations.
+    fn machines(&self) -> MutexGuard<'_, BTreeMap<VmId, Arc<Machine>>> {
+        self.machines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn reservations(&self) -> MutexGuard<'_, Reservations> {
+        self.reservations.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A listening socket for QEMU to serve. Because it listens before QEMU is there, nobody has to wait for it.
+fn listen(path: &Path) -> anyhow::Result<OwnedFd> {
+    // A process that was killed leaves its sockets.
+    std::fs::remove_file(path).ok();
+    let listener = UnixListener::bind(path).with_context(|| format!("Can't listen on {}", path.display()))?;
+    let closed = std::fs::set_permissions(path, Permissions::from_mode(0o600));
+    closed.with_context(|| format!("Can't set the rights of {}", path.display()))?;
+    Ok(listener.into())
+}
+
+fn initrd_of(machine: &Machine, spec: &Spec) -> anyhow::Result<Option<PathBuf>> {
+    let Boot::Kernel { initrd: Some(original), .. } = &spec.boot else { return Ok(None) };
+    if spec.ssh_keys.is_empty() {
+        return Ok(None);
+    }
+    let path = machine.files.initrd();
+    initrd::write(spec, original, &path)?;
+    Ok(Some(path))
+}
+
+/// Puts a process into control groups of its own, as far as this machine has them.
+fn confine(spec: &Spec, pid: u32) {
+    static TOLD: AtomicBool = AtomicBool::new(false);
+    let group = Cgroup::of(spec.id.0, spec.vcpus, spec.memory_bytes);
+    let entered = group.enter(pid);
+    if (group.is_empty() || entered.is_err()) && !TOLD.swap(true, Ordering::Relaxed) {
+        let why = entered.err().map_or_else(|| "none are mounted".to_owned(), |error| format!("{error:#}"));
+        tracing::info!("VMs run without control groups: {why}");
+    }
+}
