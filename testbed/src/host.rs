@@ -241,6 +241,13 @@ impl Host {
         Ok(Monitor { client, path })
     }
 
+    /// The processes of VMs, as the agent has written them down.
+    fn vm_pids(&self) -> Vec<u32> {
+        let Ok(vms) = fs::read_dir(self.state_dir.join("vms")) else { return Vec::new() };
+        let record = |vm: fs::DirEntry| fs::read_to_string(vm.path().join("vm.json")).ok();
+        vms.flatten().filter_map(record).filter_map(|text| vm_pid(&text)).collect()
+    }
+
     fn append(&self, extension: &str) -> Result<File> {
         let path = self.log.with_extension(extension);
         let file = OpenOptions::new().create(true).append(true).open(&path);
@@ -254,6 +261,10 @@ impl Drop for Host {
             // It may have ended by itself.
             let _ = agent.kill();
             let _ = agent.wait();
+        }
+        // VMs outlive their agent, and must not outlive the lab.
+        for pid in self.vm_pids() {
+            let _ = sys::kill(pid, libc::SIGKILL);
         }
     }
 }
@@ -289,6 +300,13 @@ pub(crate) fn items(value: &Value) -> Option<Vec<Value>> {
     arrays.next().is_none().then(|| first.clone())
 }
 
+/// The process in a VM's record, whose first line is a header.
+fn vm_pid(record: &str) -> Option<u32> {
+    let (_, json) = record.split_once('\n')?;
+    let value: Value = serde_json::from_str(json).ok()?;
+    u32::try_from(value["process"]["pid"].as_u64()?).ok()
+}
+
 /// Found by nobody but those who were given an address: else a scenario about joining proves nothing.
 const CONFIG_DEFAULT: &str = "mdns = false\n";
 /// The port of agents; the design's default.
@@ -309,6 +327,12 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn reads_the_process_of_a_vm() {
+        assert_eq!(vm_pid("virtuoso-state vm.json 1 9 ab\n{\"process\": {\"pid\": 7, \"start\": 1}}"), Some(7));
+        assert_eq!(vm_pid("virtuoso-state vm.json 1 9 ab\n{\"process\": null}"), None);
+    }
 
     #[test]
     fn finds_the_list_in_both_forms() {

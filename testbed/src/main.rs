@@ -27,6 +27,7 @@ mod sandbox;
 mod scenario;
 mod site;
 mod sys;
+mod test_guest;
 mod topology;
 mod traffic;
 mod wait;
@@ -85,6 +86,12 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Verb::Lab { file } => Some(topology::Topology::load(file)?),
         _ => None,
     };
+    if let Verb::Run(options) = &arguments.verb
+        && scenario::want_vms(options)?
+        && let Err(error) = test_guest::TestGuest::prepare(&settings.agent)
+    {
+        console::complain(format!("No guest for VMs: {error:#}"));
+    }
     interrupt::install()?;
     let obstacle = sandbox::enter().err().map(|error| format!("{error:#}")).or_else(sandbox::obstacle);
     if let Verb::Run(options) = &arguments.verb {

@@ -14,6 +14,7 @@ use crate::console;
 use crate::interrupt;
 use crate::lab::{self, Lab, Settings};
 use crate::report;
+use crate::test_guest::TestGuest;
 
 mod admission;
 mod bootstrap;
@@ -30,6 +31,7 @@ mod oversize;
 mod partition;
 mod startup;
 mod vlan;
+mod vm;
 
 #[derive(Clone)]
 pub(crate) struct Scenario {
@@ -63,7 +65,7 @@ enum Verdict {
 
 /// All scenarios, the simple ones first.
 pub(crate) fn all() -> Vec<Scenario> {
-    let groups: [&[Scenario]; 15] = [
+    let groups: [&[Scenario]; 16] = [
         emulator::SCENARIOS,
         startup::SCENARIOS,
         join::SCENARIOS,
@@ -79,6 +81,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         partition::SCENARIOS,
         crash::SCENARIOS,
         conflict::SCENARIOS,
+        vm::SCENARIOS,
     ];
     groups.into_iter().flatten().cloned().collect()
 }
@@ -91,6 +94,12 @@ fn select(names: &[String]) -> Result<Vec<Scenario>> {
     }
     let is_wanted = |scenario: &Scenario| names.is_empty() || names.iter().any(|name| name == scenario.name);
     Ok(scenarios.into_iter().filter(is_wanted).collect())
+}
+
+/// Whether a scenario that will run has VMs, and can have them here.
+pub(crate) fn want_vms(options: &Options) -> Result<bool> {
+    let qemu = TestGuest::QEMU;
+    Ok(command::is_installed(qemu) && select(&options.names)?.iter().any(|scenario| scenario.tools.contains(&qemu)))
 }
 
 /// How to run scenarios.
