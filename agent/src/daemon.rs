@@ -21,15 +21,16 @@ use crate::state::StateDir;
 use crate::state::sealed::Kind;
 use crate::swarm::known_peers::KnownPeers;
 use crate::swarm::service::{self, SwarmService, Timing};
-use crate::swarm::streams::StreamKind;
+use crate::swarm::streams::{StreamKind, Streams};
 use crate::swarm::transport::Port;
-use crate::vm::Vms;
+use crate::vm::{self, Vms};
 use anyhow::Context;
 use libp2p::Multiaddr;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 use virtuoso_overlay::membership::{Certificate, Roles, Ticket};
 use virtuoso_overlay::switch::Switch;
 
@@ -98,33 +99,14 @@ async fn serve(source: &Source, config: Config, log: &LogHandle) -> anyhow::Resu
     let (stop, stopped) = watch::channel(false);
     let mut running = tokio::spawn(core.run(runner, stopped.clone()));
     let devices = Arc::new(Mutex::default());
-    let vms = crate::vm::Parts {
-        state_dir: state.path().into(),
-        core: handle.clone(),
-        sockets: Sockets { core: handle.clone(), netdev: netdev.clone(), devices: devices.clone() },
-        images: images.clone(),
-        events: events.clone(),
-        clock,
-    };
-    let vms = Vms::open(vms, &facts).await?;
-    vms.publish().await;
-    let agent = Agent {
-        core: handle.clone(),
-        engine,
-        netdev,
-        images: images.clone(),
-        events: events.clone(),
-        devices,
-        vms,
-        streams: streams.clone(),
-    };
+    let sockets = Sockets { core: handle.clone(), netdev: netdev.clone(), devices: devices.clone() };
+    let vms = open_vms(&state, sockets, &images, &events, clock, &facts).await?;
+    let (core, to_others) = (handle.clone(), streams.clone());
+    let (kept, told) = (images.clone(), events.clone());
+    let agent = Agent { core, engine, netdev, images: kept, events: told, devices, vms, streams: to_others };
     let (config_changes, current) = watch::channel(Arc::new(config));
     let api = Api { backend: Arc::new(agent), events: events.clone(), config: current };
-    let mut api_stop = stopped;
-    tokio::spawn(serve_members(streams, api.clone()));
-    let api = tokio::spawn(control::serve(socket, api, async move {
-        api_stop.changed().await.ok();
-    }));
+    let api = serve_api(socket, api, streams, stopped);
     if founded {
         print_ticket(&handle).await?;
     }
@@ -145,6 +127,32 @@ async fn serve(source: &Source, config: Config, log: &LogHandle) -> anyhow::Resu
     running.await.context("The control plane broke off")??;
     api.await.context("The control API broke off")??;
     Ok(())
+}
+
+async fn open_vms(
+    state: &StateDir,
+    sockets: Sockets,
+    images: &Arc<ImageStore>,
+    events: &EventLog,
+    clock: Clock,
+    facts: &HostFacts,
+) -> anyhow::Result<Arc<Vms>> {
+    let (state_dir, core) = (state.path().into(), sockets.core.clone());
+    let parts = vm::Parts { state_dir, core, sockets, images: images.clone(), events: events.clone(), clock };
+    Vms::open(parts, facts).await
+}
+
+/// Answers this host's users, and those of others.
+fn serve_api(
+    socket: ControlSocket,
+    api: Api,
+    streams: Streams,
+    mut stopped: watch::Receiver<bool>,
+) -> JoinHandle<anyhow::Result<()>> {
+    tokio::spawn(serve_members(streams, api.clone()));
+    tokio::spawn(control::serve(socket, api, async move {
+        stopped.changed().await.ok();
+    }))
 }
 
 /// What the operator wishes.

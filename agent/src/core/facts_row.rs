@@ -113,8 +113,8 @@ fn resources(facts: &HostFacts, limits: &Limits) -> Resources {
     }
 }
 
-/// What is left when VMs have their share. Memory and disk that VMs use are missing from what is free already; what they
-/// may still take is held back as well.
+/// What is left when VMs have their share. Memory and disk that VMs use are missing from what is free already; what
+/// they may still take is held back as well.
 fn lent(has: Resources, held: Share) -> Resources {
     Resources {
         vcpus_free: has.vcpus_total.saturating_sub(held.vcpus),

@@ -71,8 +71,8 @@ impl Netdev {
 }
 
 impl Netdev {
-    /// Makes a TAP for a guest, which goes when the last descriptor of it is closed. What it leaves to the other side is
-    /// for the guest to say.
+    /// Makes a TAP for a guest, which goes when the last descriptor of it is closed. What it leaves to the other side
+    /// is for the guest to say.
     ///
     /// # Errors
     /// If another process holds it, or a right or the kernel's TAP is missing.

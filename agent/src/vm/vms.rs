@@ -103,6 +103,7 @@ impl Vms {
         for record in vms.store.load()? {
             vms.take_over(record).await;
         }
+        vms.publish().await;
         Ok(vms)
     }
 
