@@ -16,7 +16,8 @@ pub enum DropReason {
     NotAdmitted,
     /// The source address is a group address or zero.
     BadSource,
-    /// The destination is a group address that bridges must not forward (01:80:c2:00:00:0x).
+    /// It belongs to one wire or LAN: a group address that bridges must not forward (01:80:c2:00:00:0x), or the beacon
+    /// of an uplink.
     LinkLocal,
     /// Larger than the network's MTU allows; the sender was told by ICMP where the protocol has it.
     TooBig,

@@ -7,6 +7,8 @@
 //! Two state machines share the work of one host:
 //! - [`node::Node`], the control plane: replicated tables, anti-entropy, liveness.
 //! - [`switch::Switch`], the data plane: ports, claims, forwarding, floods, moves.
+//!
+//! A third, [`uplinks::Election`], sees to it that one host alone joins a LAN to a network.
 #![forbid(unsafe_code)]
 
 pub mod chunk;
@@ -24,5 +26,6 @@ mod seeded;
 pub mod switch;
 pub mod table;
 pub mod time;
+pub mod uplinks;
 pub mod vm;
 pub mod wire;

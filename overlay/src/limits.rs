@@ -76,6 +76,19 @@ pub const FLOOD_BURST: u64 = 20_000;
 /// Hosts of a network to which links are made before there is traffic, so that claims reach them directly.
 pub const EAGER_LINKS_MAX: usize = 32;
 
+/// Time between two beacons of an uplink.
+pub const BEACON_INTERVAL: Duration = Duration::from_secs(1);
+/// A host whose beacons are missing for so long has no uplink to the LAN any more: three of them may be lost.
+pub const UPLINK_SILENT_TIME: Duration = Duration::from_millis(3_500);
+/// How long a new uplink listens before it takes part: longer than [`UPLINK_SILENT_TIME`], so that whoever joins the
+/// LAN to the network has been heard.
+pub const UPLINK_LISTEN_TIME: Duration = Duration::from_secs(4);
+/// Hosts with an uplink to one LAN, as each of them remembers. The smallest ids are kept: they decide.
+pub const UPLINK_HOSTS_MAX: usize = 64;
+/// Addresses of other hosts that a host announces on a LAN when it becomes the one that joins it to a network. They are
+/// frames in one go: 512 fit the queues of a TAP. The others are found again when they next speak.
+pub const ANNOUNCEMENTS_MAX: usize = 512;
+
 /// How far in the future a certificate may have been issued: hosts' clocks disagree.
 pub const CERTIFICATE_SKEW_MAX: Duration = Duration::from_secs(600);
 /// Addresses in a ticket.

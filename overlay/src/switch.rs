@@ -24,6 +24,7 @@ mod claiming;
 mod forwarding;
 mod hold;
 mod segment;
+mod takeover;
 #[cfg(test)]
 mod tests;
 

@@ -8,6 +8,7 @@ use crate::ids::{HostId, Mac, NetworkId};
 use crate::limits::{HOP_LIMIT, REDIRECT_INTERVAL, STRAGGLER_TIME};
 use crate::switch::hold::Held;
 use crate::time::Instant;
+use crate::wire::beacon;
 use crate::wire::ethernet::{self, EthernetView};
 use crate::wire::frame::{Flags, FrameHeader, VNET_BYTES};
 use crate::wire::message::Message;
@@ -53,7 +54,7 @@ impl Switch {
         if src.is_group() || src == Mac::ZERO {
             return Ingress::Drop(DropReason::BadSource);
         }
-        if ethernet::is_link_local_group(dst) {
+        if ethernet::is_link_local_group(dst) || beacon::is_beacon(&view) {
             return Ingress::Drop(DropReason::LinkLocal);
         }
         if !self.learn(now, network, src, &view) {

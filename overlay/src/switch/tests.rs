@@ -3,8 +3,10 @@
 use super::*;
 use crate::crypto::testing::Toy;
 use crate::drop_reason::DropReason;
+use crate::ids::SwarmId;
 use crate::limits::{DEPARTED_TIME, HOP_LIMIT, LEAVING_TIME, PROBE_TIME, RELEASE_FRAMES, RELEASE_INTERVAL};
 use crate::wire::arp::{self, ArpView, Operation};
+use crate::wire::beacon::{Beacon, Standing};
 use crate::wire::ethernet::{EthernetView, VlanTags};
 use crate::wire::frame::{Flags, VNET_BYTES};
 
@@ -189,6 +191,9 @@ fn frames_that_must_not_travel_die_with_a_reason() {
     let mut lab = Lab::new(2);
     assert_eq!(lab.send(0, &frame(GUEST, Mac::BROADCAST)), Some(DropReason::BadSource));
     assert_eq!(lab.send(0, &frame(Mac([1, 0x80, 0xc2, 0, 0, 0]), TALKER)), Some(DropReason::LinkLocal));
+    let beacon = Beacon { swarm: SwarmId([1; 32]), network: NET, host: Toy(0).host(), standing: Standing::Active };
+    assert_eq!(lab.send(0, &beacon.encode(TALKER)), Some(DropReason::LinkLocal));
+    assert!(lab.switches[0].fdb(NET).is_empty(), "nothing is learned from a beacon");
     assert_eq!(lab.send(0, &[0; 10]), Some(DropReason::Malformed));
     assert_eq!(lab.send(0, &frame(TALKER, TALKER)), Some(DropReason::Local));
     let header = FrameHeader { network: NetworkId(8), hops: 1, flags: Flags::VNET };
@@ -565,4 +570,33 @@ fn a_frame_that_crosses_the_grant_goes_back_to_the_new_holder_once() {
     let Egress::Forward(to, header) = back else { panic!("{back:?}") };
     assert_eq!(to, Toy(1).host());
     assert_eq!(lab.switches[0].egress(lab.now, Toy(1).host(), header, &packet), Egress::Deliver);
+}
+
+#[test]
+fn the_host_that_takes_a_lan_over_claims_its_stations_and_announces_the_others() {
+    const STATION: Mac = Mac([2, 0, 0, 0, 0, 3]);
+    let mut lab = Lab::new(3);
+    let uplink = PortId(9);
+    // Host 0 joins the LAN with its station, host 2 has the guest, host 1 has an uplink on standby.
+    lab.switches[1].detach(lab.now, NET);
+    lab.switches[0].handle_local(lab.now, NET, STATION, Some(uplink), &[]);
+    lab.switches[2].handle_local(lab.now, NET, GUEST, PORT, &[]);
+    lab.settle();
+    assert_eq!(lab.send(1, &frame(TALKER, STATION)), Some(DropReason::UnknownNetwork), "standby");
+    lab.switches[1].handle_local(lab.now, NET, TALKER, PORT, &[]);
+    assert!(lab.switches[1].fdb(NET).iter().all(|entry| entry.mac != TALKER), "standby claims nothing");
+
+    let hosts = [lab.switches[0].me];
+    lab.switches[0].detach(lab.now, NET);
+    lab.delivered.iter_mut().for_each(Vec::clear);
+    lab.switches[1].join_lan(lab.now, NET, &hosts, &[(STATION, uplink), (GUEST, uplink)]);
+    lab.settle();
+    lab.assert_held_by(2);
+    for (n, switch) in lab.switches.iter().enumerate() {
+        let station = switch.fdb(NET).into_iter().find(|entry| entry.mac == STATION).unwrap();
+        assert_eq!(station.holder, lab.switches[1].me, "as host {n} sees it");
+    }
+    let announced = [&[0; VNET_BYTES], &arp::build_announcement(GUEST)[..]].concat();
+    assert_eq!(lab.delivered[1], [announced], "the guest, and not the LAN's own station");
+    assert_eq!(lab.conflicts(0) + lab.conflicts(1) + lab.conflicts(2), 0);
 }

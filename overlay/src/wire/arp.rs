@@ -101,6 +101,13 @@ pub fn build_request(mac: Mac, ip: Ipv4Addr, src: Mac, sender_ip: Ipv4Addr, tags
     request
 }
 
+/// A broadcast that shows bridges where `mac` is (RARP, RFC 903): it asks nobody anything that is answered today.
+pub fn build_announcement(mac: Mac) -> Vec<u8> {
+    let mut frame = build_header(Mac::BROADCAST, mac, VlanTags::NONE, EtherType::RARP, PACKET_BYTES);
+    push_packet(&mut frame, 3, (mac, Ipv4Addr::UNSPECIFIED), (mac, Ipv4Addr::UNSPECIFIED));
+    frame
+}
+
 fn push_packet(frame: &mut Vec<u8>, operation: u16, sender: (Mac, Ipv4Addr), target: (Mac, Ipv4Addr)) {
     frame.extend_from_slice(&ETHERNET_AND_IPV4);
     frame.extend_from_slice(&operation.to_be_bytes());
