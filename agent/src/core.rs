@@ -14,6 +14,7 @@ pub mod ports;
 mod swarm_events;
 mod switch_events;
 mod tables;
+mod uplinks;
 mod views;
 mod vm_verbs;
 
@@ -36,7 +37,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Interval, MissedTickBehavior};
-use virtuoso_overlay::ids::HostId;
+use uplinks::Uplink;
+use virtuoso_overlay::ids::{HostId, NetworkId};
 use virtuoso_overlay::membership::Ticket;
 use virtuoso_overlay::node::{Node, RequestId};
 
@@ -107,6 +109,7 @@ pub struct Core {
     own_row: OwnRow,
     networks: Networks,
     guests: Guests,
+    uplinks: BTreeMap<NetworkId, Uplink>,
     sync_requests: BTreeMap<SyncId, RequestId>,
     searches: image_source::Searches,
     /// Counts changes of VMs' rows.
@@ -167,6 +170,7 @@ impl Core {
             own_row: OwnRow::default(),
             networks: Networks::default(),
             guests: Guests::default(),
+            uplinks: BTreeMap::new(),
             node: None,
             sync_requests: BTreeMap::new(),
             searches: image_source::Searches::default(),
@@ -230,6 +234,8 @@ impl Core {
                 _ = stop.changed() => break,
             }
         }
+        // Tasks that wait for the core end.
+        drop(calls);
         self.say_goodbye().await;
         Ok(())
     }
@@ -265,6 +271,9 @@ impl Core {
         self.drain_node();
         if let Err(error) = self.plane.engine().stop().await {
             tracing::debug!("{error:#}");
+        }
+        for (_, uplink) in std::mem::take(&mut self.uplinks) {
+            uplink.halt().await.say();
         }
         let attached = self.networks.attached().collect();
         networks::leave_devices(&self.netdev, attached).await;

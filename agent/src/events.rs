@@ -92,6 +92,20 @@ pub enum EventKind {
     PortAttached { network: String, interface: String },
     /// A port went.
     PortDetached { network: String, interface: String },
+    /// This host joins the LAN behind an uplink to the network.
+    UplinkActive {
+        network: String,
+        interface: String,
+        #[schema(value_type = String)]
+        host: Text<HostId>,
+    },
+    /// Another host joins the LAN behind an uplink to the network, if it is known who.
+    UplinkStandby {
+        network: String,
+        interface: String,
+        #[schema(value_type = Option<String>)]
+        host: Option<Text<HostId>>,
+    },
     /// Frames can pass to a host.
     LinkUp {
         #[schema(value_type = String)]

@@ -4,6 +4,7 @@
 //! One Linux bridge per network joins what stands on this host; the agent's TAP in it leads to the other hosts. This
 //! module makes and watches them. It moves no frame and decides nothing about networks.
 
+mod beacon;
 mod bridge;
 mod error;
 mod fdb;
@@ -12,7 +13,9 @@ mod monitor;
 mod port;
 mod sysctl;
 mod tap;
+mod uplink;
 
+pub use beacon::BeaconSocket;
 pub use bridge::{BridgeRemoval, RemoveBridge};
 pub use error::NetdevError;
 pub use fdb::FdbEntry;

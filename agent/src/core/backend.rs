@@ -76,22 +76,27 @@ impl Agent {
         let learned = self.netdev.fdb(row.id).await.map_err(networks::device_error)?;
         let wanted = name.clone();
         let names: Vec<String> = interfaces.iter().map(|interface| interface.name.clone()).collect();
+        let id = row.id;
+        // Each with whether it is on standby.
         let uplinks = self
             .ask(move |core| {
-                names.into_iter().filter(|port| core.networks.is_uplink(&wanted, port)).collect::<Vec<_>>()
+                let uplinks = names.into_iter().filter(|port| core.networks.is_uplink(&wanted, port));
+                uplinks.map(|port| (core.is_standby(id, &port), port)).map(|(standby, port)| (port, standby)).collect()
             })
-            .await?;
+            .await
+            .map(|uplinks: BTreeMap<String, bool>| uplinks)?;
         let port = |interface: crate::netdev::Interface| {
             let is_tap = network_of_tap(&interface.name).is_some();
             let behind = learned.iter().filter(|entry| entry.interface == interface.name && !is_tap);
             Port {
                 network: name.to_string(),
-                kind: match (is_tap, uplinks.contains(&interface.name)) {
+                kind: match (is_tap, uplinks.contains_key(&interface.name)) {
                     (true, _) => PortKind::Agent,
                     (false, true) => PortKind::Uplink,
                     (false, false) => PortKind::Interface,
                 },
                 state: match interface.state {
+                    InterfaceState::Up if uplinks.get(&interface.name) == Some(&true) => PortState::Silent,
                     InterfaceState::Up => PortState::Up,
                     InterfaceState::NoCarrier | InterfaceState::Down => PortState::Down,
                 },

@@ -1,7 +1,7 @@
 //! The networks of this host: made, attached, left.
 
 use super::switch_events::is_port;
-use super::{Core, Handle};
+use super::{Core, Handle, uplinks};
 use crate::clock;
 use crate::control::problem::{ApiError, ErrorCode};
 use crate::name::Name;
@@ -206,9 +206,13 @@ impl Core {
     fn begin_network(&mut self, row: &NetworkRow, name: &Name, tap: Tap) -> anyhow::Result<()> {
         let spec = NetworkSpec { id: row.id, mtu: row.mtu };
         self.networks.attached.insert(row.id, Attached { name: name.clone(), participants: Vec::new() });
+        // An uplink that an earlier run left in the bridge may lead to a LAN that another host joins to the network.
+        let joins = self.networks.saved.networks.get(name).is_none_or(|saved| saved.uplinks.is_empty());
         self.plane.switch(move |switch, _| {
             switch.set_network(spec);
-            switch.attach(spec.id);
+            if joins {
+                switch.attach(spec.id);
+            }
         });
         self.plane.add_port(row.id, row.mtu, tap);
         let claims = self.node.iter().flat_map(|node| node.table().bodies()).filter_map(|(_, body)| match body {
@@ -247,7 +251,12 @@ impl Core {
         Ok(())
     }
 
-    fn remember_interface(&mut self, name: &Name, interface: &str, kind: Option<Attachment>) -> anyhow::Result<()> {
+    pub(super) fn remember_interface(
+        &mut self,
+        name: &Name,
+        interface: &str,
+        kind: Option<Attachment>,
+    ) -> anyhow::Result<()> {
         let Some(saved) = self.networks.saved.networks.get_mut(name) else { return Ok(()) };
         saved.interfaces.remove(interface);
         saved.uplinks.remove(interface);
@@ -327,6 +336,15 @@ pub(super) async fn attach_interface(
     (interface, kind): (&str, Attachment),
     macs: Vec<Mac>,
 ) -> Result<(), ApiError> {
+    if kind == Attachment::Uplink {
+        return uplinks::attach_uplink(handle, netdev, (name, row), interface).await;
+    }
+    let (id, nic) = (row.id, interface.to_owned());
+    if handle.call(move |core| core.uplinks.get(&id).is_some_and(|uplink| uplink.interface == nic)).await? {
+        return Err(ApiError::conflict(format!(
+            "Interface {interface} is the uplink of network {name}: detach it first"
+        )));
+    }
     netdev.attach(row.id, interface).await.map_err(device_error)?;
     let (name, network, interface) = (name.clone(), row.id, interface.to_owned());
     let claim = move |core: &mut Core| {
@@ -352,6 +370,11 @@ pub(super) async fn detach_interface(
     let network = row.id;
     let members = netdev.ports(network).await.map_err(device_error)?;
     if !members.iter().any(|port| port.name == interface) || !is_port(interface) {
+        let (wanted, nic) = (name.clone(), interface.to_owned());
+        if handle.call(move |core| core.networks.is_uplink(&wanted, &nic)).await? {
+            // A NIC that is gone, or that somebody took out.
+            return forget_interface(handle, (name, network), interface).await;
+        }
         return Err(ApiError::not_found(format!("Interface {interface} is not in network {name} on this host")));
     }
     let learned = netdev.fdb(network).await.map_err(device_error)?;
@@ -370,6 +393,16 @@ pub(super) async fn detach_interface(
     netdev.detach(network, interface).await.map_err(device_error)?;
     // What the port showed meanwhile departs as well.
     engine.cast(move |switch, now| switch.handle_port_gone(now.mono, network, port)).await.map_err(ApiError::from)?;
+    forget_interface(handle, (name, network), interface).await
+}
+
+/// The interface is no longer in the bridge.
+async fn forget_interface(
+    handle: &Handle,
+    (name, network): (&Name, NetworkId),
+    interface: &str,
+) -> Result<(), ApiError> {
+    uplinks::end_uplink(handle, network, interface).await?;
     let (name, interface) = (name.clone(), interface.to_owned());
     Ok(handle.call(move |core| core.remember_interface(&name, &interface, None)).await??)
 }
@@ -377,11 +410,13 @@ pub(super) async fn detach_interface(
 /// Takes a network off this host, with all its ports.
 pub(super) async fn detach(handle: &Handle, netdev: &Netdev, name: &Name) -> Result<NetworkRow, ApiError> {
     let wanted = name.clone();
-    let (row, attached, vms, engine) = handle
+    let (row, attached, vms, uplink, engine) = handle
         .call(move |core| {
             let row = core.find_network(&wanted)?;
-            let attached = core.networks.is_attached(row.id);
-            Ok::<_, ApiError>((row, attached, core.vms_in(&wanted), core.plane.engine()))
+            let (attached, vms) = (core.networks.is_attached(row.id), core.vms_in(&wanted));
+            let leaves = attached && vms.is_empty();
+            let uplink = if leaves { core.uplinks.remove(&row.id) } else { None };
+            Ok::<_, ApiError>((row, attached, vms, uplink, core.plane.engine()))
         })
         .await??;
     if !attached {
@@ -392,7 +427,14 @@ pub(super) async fn detach(handle: &Handle, netdev: &Netdev, name: &Name) -> Res
         return Err(ApiError::conflict(format!("Network {name} is used on this host by VM {vms}: stop it first")));
     }
     let network = row.id;
+    let farewell = match uplink {
+        Some(uplink) => Some(uplink.halt().await),
+        None => None,
+    };
     engine.call(move |switch, now| switch.detach(now.mono, network)).await.map_err(ApiError::from)?;
+    if let Some(farewell) = farewell {
+        farewell.say();
+    }
     let (ended, wanted) = (row.clone(), name.clone());
     handle.call(move |core| core.end_network(&ended, &wanted)).await??;
     netdev.remove_bridge(network, RemoveBridge::Always).await.map_err(device_error)?;
@@ -416,9 +458,12 @@ async fn reattach(handle: &Handle, netdev: &Netdev, name: &Name, saved: &SavedNe
 pub(super) fn device_error(error: anyhow::Error) -> ApiError {
     let code = match error.downcast_ref::<NetdevError>() {
         Some(NetdevError::NoInterface { .. }) => ErrorCode::NotFound,
-        Some(NetdevError::MissingRight { .. } | NetdevError::TunDevice | NetdevError::NoKernelSupport { .. }) => {
-            ErrorCode::MissingRights
-        }
+        Some(
+            NetdevError::MissingRight { .. }
+            | NetdevError::MissingRawRight { .. }
+            | NetdevError::TunDevice
+            | NetdevError::NoKernelSupport { .. },
+        ) => ErrorCode::MissingRights,
         Some(_) => ErrorCode::Conflict,
         None => ErrorCode::Internal,
     };

@@ -41,6 +41,42 @@ pub enum NetdevError {
         /// Why it can't.
         reason: String,
     },
+    /// The host is reached at the interface.
+    #[error(
+        "Interface {name} has addresses of this host ({addresses}), which a port of a bridge can't have: the host would \
+         be cut off. Move them to the bridge first: `ip address add ADDRESS dev {bridge}` and `ip address delete \
+         ADDRESS dev {name}` for each, then the routes; or use a NIC without addresses"
+    )]
+    HasAddresses {
+        /// What was asked for.
+        name: String,
+        /// The bridge that can have them.
+        bridge: String,
+        /// The addresses with their prefixes.
+        addresses: String,
+    },
+    /// Packets of the network don't fit through the interface.
+    #[error(
+        "Interface {name} has an MTU of {mtu_bytes} bytes, the network one of {network_mtu_bytes}: large packets would \
+         be lost. Raise it: `ip link set {name} mtu {network_mtu_bytes}`, or make a network with a smaller one"
+    )]
+    SmallMtu {
+        /// What was asked for.
+        name: String,
+        /// Its MTU.
+        mtu_bytes: u32,
+        /// The network's.
+        network_mtu_bytes: u32,
+    },
+    /// The kernel refused a raw socket for lack of a right.
+    #[error(
+        "Missing right CAP_NET_RAW {action}. Run the agent as root, or grant it: \
+         `AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW` in its systemd unit"
+    )]
+    MissingRawRight {
+        /// What needed it.
+        action: String,
+    },
     /// A name that the agent uses belongs to something else.
     #[error("Interface {name} exists and is no {expected}. Rename or delete it: `ip link delete {name}`")]
     NameTaken {

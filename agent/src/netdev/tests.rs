@@ -10,7 +10,8 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 use tokio::sync::mpsc::Receiver;
-use virtuoso_overlay::ids::Mac;
+use virtuoso_overlay::ids::{HostId, Mac, SwarmId};
+use virtuoso_overlay::wire::beacon::{Beacon, Standing};
 use virtuoso_overlay::wire::frame::VNET_BYTES;
 
 const BLUE: NetworkId = NetworkId(0xb1);
@@ -278,6 +279,70 @@ fn the_monitor_recovers_what_the_kernel_forgot() {
                 assert!(seen.insert(mac), "{mac} is told twice");
             }
         }
+    });
+}
+
+#[test]
+fn a_nic_that_the_host_needs_is_no_uplink() {
+    in_namespace(|netdev| async move {
+        let missing = netdev.check_uplink(BLUE, 1500, "here").await.unwrap_err();
+        assert!(matches!(refusal(&missing), NetdevError::NoInterface { .. }), "{missing}");
+        netdev.handle.link().add(LinkVeth::new("here", "there").build()).execute().await.unwrap();
+        netdev.check_uplink(BLUE, 1500, "here").await.unwrap();
+        let small = netdev.check_uplink(BLUE, 9000, "here").await.unwrap_err();
+        assert!(matches!(refusal(&small), NetdevError::SmallMtu { mtu_bytes: 1500, .. }), "{small}");
+
+        let index = netdev.interface("here").await.unwrap().index;
+        for (address, prefix) in [("fe80::7", 64), ("10.9.9.1", 24)] {
+            netdev.handle.address().add(index, address.parse().unwrap(), prefix).execute().await.unwrap();
+        }
+        let used = netdev.check_uplink(BLUE, 1500, "here").await.unwrap_err();
+        assert!(matches!(refusal(&used), NetdevError::HasAddresses { .. }), "{used}");
+        assert!(used.to_string().contains("(10.9.9.1/24)") && used.to_string().contains("vb-000000b1"), "{used}");
+    });
+}
+
+#[test]
+fn beacons_are_heard_on_a_port_of_a_bridge_and_nothing_else_is() {
+    in_namespace(|netdev| async move {
+        netdev.ensure_bridge(BLUE, 1500).await.unwrap();
+        netdev.handle.link().add(LinkVeth::new("nic", "lan").build()).execute().await.unwrap();
+        netdev.change(LinkUnspec::new_with_name("lan").up().build(), "to switch lan on").await.unwrap();
+        netdev.attach(BLUE, "nic").await.unwrap();
+        let lan = BeaconSocket::open(&netdev.interface("lan").await.unwrap()).unwrap();
+        let nic = BeaconSocket::open(&netdev.interface("nic").await.unwrap()).unwrap();
+        let (swarm, host) = (SwarmId([1; 32]), HostId([2; 32]));
+        let beacon = Beacon { swarm, network: BLUE, host, standing: Standing::Standby };
+        let frame = beacon.encode(OTHER);
+
+        let mut other = frame.clone();
+        other[0] = 0xff;
+        lan.send(&other).unwrap();
+        let tagged = [&frame[..12], &[0x81, 0, 0, 7], &frame[12..]].concat();
+        lan.send(&tagged).unwrap();
+        lan.send(&frame).unwrap();
+        assert_eq!(Beacon::decode(&nic.receive().await.unwrap()), Ok(beacon), "on the port, and the first that comes");
+        let answer = Beacon { standing: Standing::Active, ..beacon };
+        nic.send(&answer.encode(OTHER)).unwrap();
+        assert_eq!(Beacon::decode(&lan.receive().await.unwrap()), Ok(answer), "not one's own");
+
+        netdev.change(LinkUnspec::new_with_name("nic").down().build(), "to switch nic off").await.unwrap();
+        assert!(nic.receive().await.is_err());
+    });
+}
+
+#[test]
+fn the_bridge_forgets_what_is_behind_the_tap() {
+    in_namespace(|netdev| async move {
+        netdev.ensure_bridge(BLUE, 1500).await.unwrap();
+        let tap = netdev.create_tap(BLUE, 1500).await.unwrap();
+        let guest = guest_port(&netdev, BLUE, "guest0").await;
+        send(&guest, GUEST, Mac::BROADCAST);
+        send(&tap.fd, OTHER, Mac::BROADCAST);
+        assert!(netdev.fdb_lookup(BLUE, OTHER).await.unwrap().is_some());
+        netdev.forget_behind_tap(BLUE).await.unwrap();
+        assert_eq!(netdev.fdb_lookup(BLUE, OTHER).await.unwrap(), None);
+        assert_eq!(netdev.fdb_lookup(BLUE, GUEST).await.unwrap().as_deref(), Some("guest0"));
     });
 }
 
