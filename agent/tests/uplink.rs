@@ -61,11 +61,11 @@ impl Lab {
             lab.inside(switch, &["ip", "link", "set", "sw0", "up", "type", "bridge", "mcast_snooping", "0"]);
         }
         for (n, host) in ["a", "b", "c"].into_iter().enumerate() {
-            lab.cable(("net", host), (host, "eth0"));
+            lab.cable(("net", &format!("to-{host}")), (host, "eth0"));
             lab.address(host, "eth0", &format!("10.66.0.{}", n + 1));
         }
         for (namespace, nic) in [("a", "eth1"), ("b", "eth1"), ("station", "eth0")] {
-            lab.cable(("lan", namespace), (namespace, nic));
+            lab.cable(("lan", &format!("to-{namespace}")), (namespace, nic));
         }
         for (host, guest, address) in [("c", "guest", GUEST), ("b", "neigh", NEIGHBOUR)] {
             lab.cable((host, "port0"), (guest, "eth0"));
@@ -96,7 +96,8 @@ impl Lab {
     fn cable(&self, (near, near_name): (&str, &str), (far, far_name): (&str, &str)) {
         let (near_ns, far_ns) = (format!("{}{near}", self.prefix), format!("{}{far}", self.prefix));
         self.ip(&[
-            "link", "add", near_name, "netns", &near_ns, "type", "veth", "peer", "name", far_name, "netns", &far_ns,
+            "link", "add", "name", near_name, "netns", &near_ns, "type", "veth", "peer", "name", far_name, "netns",
+            &far_ns,
         ]);
         if ["lan", "net"].contains(&near) {
             self.inside(near, &["ip", "link", "set", near_name, "master", "sw0"]);
