@@ -335,7 +335,7 @@ fn beacons_are_heard_on_a_port_of_a_bridge_and_nothing_else_is() {
 fn the_bridge_forgets_what_is_behind_the_tap() {
     in_namespace(|netdev| async move {
         netdev.ensure_bridge(BLUE, 1500).await.unwrap();
-        let tap = netdev.create_tap(BLUE, 1500).await.unwrap();
+        let tap = netdev.create_tap(BLUE).await.unwrap();
         let guest = guest_port(&netdev, BLUE, "guest0").await;
         send(&guest, GUEST, Mac::BROADCAST);
         send(&tap.fd, OTHER, Mac::BROADCAST);

@@ -133,7 +133,7 @@ fn alone_it_listens_and_then_joins() {
 #[test]
 fn the_smallest_of_those_that_start_together_is_elected() {
     let mut lan = Lan::new(3);
-    [2, 1, 0].map(|n| lan.start(n));
+    [2, 1, 0].into_iter().for_each(|n| lan.start(n));
     lan.pass(LONG);
     assert_eq!((lan.active(), lan.doubles.len()), (vec![0], 0));
     assert_eq!(lan.elected, [Some(host(0)); 3]);
@@ -154,7 +154,7 @@ fn a_smaller_one_takes_over_without_a_gap_or_a_loop() {
 #[test]
 fn the_next_takes_over_from_one_that_dies_or_leaves() {
     let mut lan = Lan::new(3);
-    [0, 1, 2].map(|n| lan.start(n));
+    [0, 1, 2].into_iter().for_each(|n| lan.start(n));
     lan.pass(LONG);
     lan.kill(0);
     lan.pass(UPLINK_SILENT_TIME);
@@ -168,7 +168,7 @@ fn the_next_takes_over_from_one_that_dies_or_leaves() {
 fn uplinks_to_different_lans_do_not_know_of_each_other() {
     let mut lan = Lan::new(3);
     lan.parts = vec![0, 1, 1];
-    [0, 1, 2].map(|n| lan.start(n));
+    [0, 1, 2].into_iter().for_each(|n| lan.start(n));
     lan.pass(LONG);
     assert_eq!((lan.active(), &lan.elected[..]), (vec![0, 1], &[Some(host(0)), Some(host(1)), Some(host(1))][..]));
 }
@@ -177,7 +177,7 @@ fn uplinks_to_different_lans_do_not_know_of_each_other() {
 fn a_lan_that_heals_has_two_only_until_the_first_beacon() {
     let mut lan = Lan::new(2);
     lan.parts = vec![0, 1];
-    [0, 1].map(|n| lan.start(n));
+    [0, 1].into_iter().for_each(|n| lan.start(n));
     lan.pass(LONG);
     assert_eq!(lan.active(), [0, 1]);
     lan.parts = vec![0, 0];
