@@ -25,6 +25,7 @@ pub use tap::{Tap, TapOffloads};
 
 use anyhow::Context;
 use std::sync::Arc;
+use tokio::sync::Mutex;
 use tokio::task::AbortHandle;
 use virtuoso_overlay::ids::NetworkId;
 
@@ -61,6 +62,8 @@ const TAP_PREFIX: &str = "vt-";
 #[derive(Clone, Debug)]
 pub struct Netdev {
     handle: rtnetlink::Handle,
+    /// The kernel refuses a list on a socket while it still sends another: whoever lists holds this.
+    listing: Arc<Mutex<()>>,
     _connection: Arc<AbortOnDrop>,
 }
 
@@ -81,7 +84,7 @@ impl Netdev {
     pub fn open() -> anyhow::Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection().context("Can't open a netlink socket")?;
         let task = tokio::spawn(connection);
-        Ok(Self { handle, _connection: Arc::new(AbortOnDrop(task.abort_handle())) })
+        Ok(Self { handle, listing: Arc::default(), _connection: Arc::new(AbortOnDrop(task.abort_handle())) })
     }
 }
 

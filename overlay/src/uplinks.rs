@@ -22,7 +22,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 /// What the caller does for an election, in order, each to its end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum UplinkEffect {
-    /// Let frames pass between the bridge and the overlay.
+    /// Let frames pass between the bridge and the overlay. If they do already, another host may have let them
+    /// pass as well: what bridges learned of the way to others meanwhile may be wrong.
     Open,
     /// Let none pass.
     Close,
@@ -97,11 +98,17 @@ impl Election {
         if from == self.me || self.phase == Phase::Alone {
             return;
         }
-        if standing == Standing::Leaving {
-            self.heard.remove(&from);
+        let before = if standing == Standing::Leaving {
+            self.heard.remove(&from)
         } else {
-            self.heard.insert(from, Heard { at: now, standing });
             self.met.insert(from);
+            self.heard.insert(from, Heard { at: now, standing })
+        };
+        // Whoever listened before was not active; of anybody else it is not known.
+        let passive = matches!(standing, Standing::Standby | Standing::Leaving);
+        let gave_way = passive && before.is_none_or(|heard| heard.standing == Standing::Active);
+        if gave_way && self.phase == Phase::Active {
+            self.effects.push_back(UplinkEffect::Open);
         }
         if self.heard.len() > UPLINK_HOSTS_MAX {
             self.heard.pop_last();

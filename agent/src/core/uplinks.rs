@@ -154,7 +154,7 @@ pub(super) async fn attach_uplink(
 /// First nothing passes, then the NIC is in the bridge.
 async fn enslave(engine: &EngineHandle, netdev: &Netdev, row: &NetworkRow, interface: &str) -> Result<(), ApiError> {
     netdev.check_uplink(row.id, row.mtu, interface).await.map_err(device_error)?;
-    close(engine, netdev, row.id).await?;
+    close(engine, row.id).await?;
     netdev.attach(row.id, interface).await.map_err(device_error)?;
     Ok(())
 }
@@ -175,13 +175,8 @@ pub(super) async fn end_uplink(core: &Handle, network: NetworkId, interface: &st
     Ok(())
 }
 
-async fn close(engine: &EngineHandle, netdev: &Netdev, network: NetworkId) -> anyhow::Result<()> {
-    engine.call(move |switch, now| switch.detach(now.mono, network)).await?;
-    // What was reached through the overlay is reached through the LAN from now on.
-    if let Err(error) = netdev.forget_behind_tap(network).await {
-        tracing::debug!(%network, "Can't make the bridge forget: {error:#}");
-    }
-    Ok(())
+async fn close(engine: &EngineHandle, network: NetworkId) -> anyhow::Result<()> {
+    engine.call(move |switch, now| switch.detach(now.mono, network)).await
 }
 
 /// The task of one uplink.
@@ -272,7 +267,7 @@ impl Worker {
         while let Some(effect) = self.election.poll_effect() {
             match effect {
                 UplinkEffect::Open => self.open().await?,
-                UplinkEffect::Close => close(&self.engine, &self.netdev, self.network).await?,
+                UplinkEffect::Close => close(&self.engine, self.network).await?,
                 UplinkEffect::Beacon(standing) => self.send(standing),
                 UplinkEffect::Changed { open, elected } => {
                     let network = self.network;
@@ -294,10 +289,14 @@ impl Worker {
         }
     }
 
-    /// What the bridge knows is claimed at once: a guest that only listens must not wait for its next frame.
+    /// What the bridge knows is claimed at once: a guest that only listens must not wait for its next frame. What was
+    /// reached through the LAN until now, the bridge forgets.
     async fn open(&self) -> anyhow::Result<()> {
         let (network, interface) = (self.network, self.interface.clone());
-        let mut known = self.netdev.fdb(network).await.unwrap_or_default();
+        let mut known = self.netdev.fdb(network).await.unwrap_or_else(|error| {
+            tracing::warn!(%network, "Some addresses of a LAN are not reached until they speak: {error:#}");
+            Vec::new()
+        });
         known.retain(|entry| is_port(&entry.interface));
         let (behind, local): (Vec<_>, Vec<_>) = self
             .core
@@ -311,14 +310,22 @@ impl Worker {
             .await?;
         let behind: Vec<(Mac, PortId)> = behind.into_iter().map(|(_, entry)| entry).collect();
         let lan: Vec<HostId> = self.election.met().collect();
-        self.engine
+        let elsewhere = self
+            .engine
             .call(move |switch, now| {
-                switch.join_lan(now.mono, network, &lan, &behind);
+                let elsewhere = switch.join_lan(now.mono, network, &lan, &behind);
                 for (_, (mac, port)) in local {
                     switch.handle_local(now.mono, network, mac, Some(port), &[]);
                 }
+                elsewhere
             })
-            .await
+            .await?;
+        for mac in elsewhere {
+            if let Err(error) = self.netdev.fdb_forget(network, mac).await {
+                tracing::debug!(%network, %mac, "Can't tell the bridge that an address is elsewhere: {error:#}");
+            }
+        }
+        Ok(())
     }
 }
 

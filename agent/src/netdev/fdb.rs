@@ -108,6 +108,7 @@ impl Netdev {
 
     /// The entries of all bridges.
     pub(super) async fn raw_fdb(&self) -> anyhow::Result<Vec<RawEntry>> {
+        let _listing = self.listing.lock().await;
         let mut request = self.handle.neighbours().get();
         request.message_mut().header.family = AddressFamily::Bridge;
         let messages: Vec<_> =

@@ -119,6 +119,7 @@ impl Netdev {
     /// # Errors
     /// If the kernel does not say.
     pub async fn interfaces(&self) -> anyhow::Result<Vec<Interface>> {
+        let _listing = self.listing.lock().await;
         let links: Vec<_> = self
             .handle
             .link()
@@ -136,6 +137,7 @@ impl Netdev {
     /// # Errors
     /// If the kernel does not say.
     pub async fn addresses(&self, index: u32) -> anyhow::Result<Vec<IpAddr>> {
+        let _listing = self.listing.lock().await;
         let mut addresses = Vec::new();
         let mut messages = self.handle.address().get().set_link_index_filter(index).execute();
         while let Some(message) = messages.next().await {

@@ -1,12 +1,11 @@
-//! A NIC of the user's own LAN as a port of a network: whether it may become one, and what the bridge forgets.
+//! A NIC of the user's own LAN as a port of a network: whether it may become one.
 //!
 //! A NIC in a bridge no longer receives for the host itself. One that the host is reached at would cut it off, so its
 //! addresses must move to the bridge first.
 
-use super::{Interface, Netdev, NetdevError, bridge_name, tap_name};
+use super::{Interface, Netdev, NetdevError, bridge_name};
 use futures::StreamExt;
 use netlink_packet_route::address::AddressAttribute;
-use rtnetlink::LinkBridgePort;
 use std::net::IpAddr;
 use virtuoso_overlay::ids::NetworkId;
 
@@ -30,20 +29,10 @@ impl Netdev {
         Ok(interface)
     }
 
-    /// Makes the network's bridge forget what is behind the agent's TAP.
-    ///
-    /// # Errors
-    /// If there is no TAP, or the kernel refuses.
-    pub async fn forget_behind_tap(&self, network: NetworkId) -> anyhow::Result<()> {
-        let name = tap_name(network);
-        let index = self.interface(&name).await?.index;
-        let message = LinkBridgePort::new(index).fdb_flush().build();
-        self.change(message, format!("to forget what is behind {name}")).await
-    }
-
     /// The addresses at which the host is reached through an interface, with their prefixes. Every NIC has a
     /// link-local one; nobody relies on it.
     async fn host_addresses(&self, index: u32) -> anyhow::Result<Vec<String>> {
+        let _listing = self.listing.lock().await;
         let mut addresses = Vec::new();
         let mut messages = self.handle.address().get().set_link_index_filter(index).execute();
         while let Some(message) = messages.next().await {

@@ -14,17 +14,23 @@ use crate::wire::frame::VNET_BYTES;
 impl Switch {
     /// Attaches a network whose port leads to a LAN as well. `lan` are the hosts that stand on the same LAN, `behind`
     /// the addresses that the bridge knows behind the uplink: stations of the LAN, and others that were reached
-    /// through it.
-    pub fn join_lan(&mut self, now: Instant, network: NetworkId, lan: &[HostId], behind: &[(Mac, PortId)]) {
+    /// through it. Returns those others: they are elsewhere now, and as the bridge does not learn from the overlay it
+    /// would drop what comes from the LAN for them, until it forgets them.
+    #[must_use = "the bridge must forget these"]
+    pub fn join_lan(&mut self, now: Instant, network: NetworkId, lan: &[HostId], behind: &[(Mac, PortId)]) -> Vec<Mac> {
         self.attach(network);
+        let mut elsewhere = Vec::new();
         for (mac, port) in behind {
             let holder = self.segments.get(&network).and_then(|s| s.bindings.get(mac)).map(|b| b.claim.holder);
             // What a host beyond the LAN holds was reached through the LAN and is not on it.
             if holder.is_none_or(|holder| holder == self.me || lan.contains(&holder) || self.is_lapsed(holder)) {
                 self.handle_local(now, network, *mac, Some(*port), &[]);
+            } else {
+                elsewhere.push(*mac);
             }
         }
         self.announce_beyond(network, lan);
+        elsewhere
     }
 
     /// Shows the bridges of the LAN that what other hosts hold is behind this one. Without it they send on to where it

@@ -589,7 +589,8 @@ fn the_host_that_takes_a_lan_over_claims_its_stations_and_announces_the_others()
     let hosts = [lab.switches[0].me];
     lab.switches[0].detach(lab.now, NET);
     lab.delivered.iter_mut().for_each(Vec::clear);
-    lab.switches[1].join_lan(lab.now, NET, &hosts, &[(STATION, uplink), (GUEST, uplink)]);
+    let elsewhere = lab.switches[1].join_lan(lab.now, NET, &hosts, &[(STATION, uplink), (GUEST, uplink)]);
+    assert_eq!(elsewhere, [GUEST], "the bridge would drop what comes from the LAN for it");
     lab.settle();
     lab.assert_held_by(2);
     for (n, switch) in lab.switches.iter().enumerate() {

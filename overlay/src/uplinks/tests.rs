@@ -21,6 +21,8 @@ struct Lan {
     /// Whether frames pass, as the effects said.
     open: Vec<bool>,
     elected: Vec<Option<HostId>>,
+    /// How often each was told to let frames pass.
+    opened: Vec<usize>,
     /// When two were open on one part at once.
     doubles: Vec<Instant>,
     lossy: u64,
@@ -34,6 +36,7 @@ impl Lan {
             parts: vec![0; count],
             open: vec![false; count],
             elected: vec![None; count],
+            opened: vec![0; count],
             doubles: Vec::new(),
             lossy: 0,
         }
@@ -74,7 +77,10 @@ impl Lan {
                 while let Some(effect) = self.hosts[n].as_mut().and_then(Election::poll_effect) {
                     progress = true;
                     match effect {
-                        UplinkEffect::Open => self.open[n] = true,
+                        UplinkEffect::Open => {
+                            self.open[n] = true;
+                            self.opened[n] += 1;
+                        }
                         UplinkEffect::Close => self.open[n] = false,
                         UplinkEffect::Beacon(standing) => self.hear(n, standing),
                         UplinkEffect::Changed { elected, .. } => self.elected[n] = elected,
@@ -183,6 +189,9 @@ fn a_lan_that_heals_has_two_only_until_the_first_beacon() {
     lan.parts = vec![0, 0];
     lan.pass(BEACON_INTERVAL);
     assert_eq!(lan.active(), [0]);
+    assert_eq!(lan.opened, [2, 1], "the one that stays shows the LAN again where everybody is");
+    lan.pass(LONG);
+    assert_eq!(lan.opened, [2, 1]);
 }
 
 #[test]
