@@ -3,7 +3,7 @@
 //!
 //! Every host with an uplink sends beacons onto its LAN, so that only those on the same LAN hear each other. Of those
 //! that take part the one with the smallest id is elected. The others stay on standby: what is on their bridge is part
-//! of the LAN and reaches the overlay through the elected host, but nothing passes between their bridge and the overlay.
+//! of the LAN and reaches the overlay through the elected host. Nothing passes between their bridge and the overlay.
 //!
 //! The rules that keep two from being active at once, whatever the order in which hosts come, go and hear each other:
 //! - a new uplink only listens, longer than anybody is believed to be there without being heard;
