@@ -93,16 +93,14 @@ async fn serve(source: &Source, config: Config, log: &LogHandle) -> anyhow::Resu
     };
     let (mut core, runner) = Core::new(parts);
     core.restore_networks(state.read_json(&crate::core::NETWORKS)?.unwrap_or_default());
-    core.set_facts(facts.clone());
-    core.start()?;
+    core.start(facts.clone())?;
     let handle = core.handle();
     let (stop, stopped) = watch::channel(false);
     let mut running = tokio::spawn(core.run(runner, stopped.clone()));
     let devices = Arc::new(Mutex::default());
     let sockets = Sockets { core: handle.clone(), netdev: netdev.clone(), devices: devices.clone() };
     let vms = open_vms(&state, sockets, &images, &events, clock, &facts).await?;
-    let (core, to_others) = (handle.clone(), streams.clone());
-    let (kept, told) = (images.clone(), events.clone());
+    let (core, kept, told, to_others) = (handle.clone(), images.clone(), events.clone(), streams.clone());
     let agent = Agent { core, engine, netdev, images: kept, events: told, devices, vms, streams: to_others };
     let (config_changes, current) = watch::channel(Arc::new(config));
     let api = Api { backend: Arc::new(agent), events: events.clone(), config: current };

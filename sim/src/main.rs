@@ -58,7 +58,7 @@ struct ScaleArgs {
     #[arg(long, default_value_t = 10_000)]
     loss_ppm: u32,
     /// Whom hosts dial although they have enough connections.
-    #[arg(long, value_enum, default_value_t = Redial::Never)]
+    #[arg(long, value_enum, default_value_t = Redial::Lost)]
     redial: Redial,
     /// Prints JSON.
     #[arg(long)]

@@ -74,9 +74,9 @@ pub struct Options {
 /// Which members a host dials although it has enough connections.
 #[derive(Clone, Copy, Debug, Serialize, PartialEq, Eq, clap::ValueEnum)]
 pub enum Redial {
-    /// None: what the agent's connection manager does.
+    /// None: halves of a healed partition then stay apart.
     Never,
-    /// Those to which a connection was lost, one every few seconds.
+    /// Those to which a connection was lost, one every few seconds: what the agent's connection manager does.
     Lost,
     /// Any that is silent or unknown, one every few seconds.
     Silent,
@@ -159,7 +159,7 @@ impl Options {
             double_mean_s: 0,
             talk_mean_ms: 200,
             connections: 10,
-            redial: Redial::Never,
+            redial: Redial::Lost,
         }
     }
 

@@ -6,6 +6,7 @@
 use super::Core;
 use crate::clock;
 use crate::events::EventKind;
+use crate::facts::HostFacts;
 use crate::gatekeeper::{Gatekeeper, NotAdmitted};
 use crate::identity::{Ed25519, SigningKey};
 use crate::state::StateDir;
@@ -92,8 +93,12 @@ impl Admission {
 }
 
 impl Core {
-    /// Begins as a member if this host has a certificate.
-    pub fn start(&mut self) -> anyhow::Result<()> {
+    /// Begins with the facts that were read at start, as a member if this host has a certificate.
+    ///
+    /// # Errors
+    /// If the swarm can't be entered.
+    pub fn start(&mut self, facts: HostFacts) -> anyhow::Result<()> {
+        self.own_row.facts = Some(facts);
         match self.admission.credentials.certificate.clone() {
             Some(certificate) => self.become_member(certificate),
             None => Ok(()),

@@ -17,12 +17,6 @@ pub(super) struct OwnRow {
 }
 
 impl Core {
-    /// Takes the facts that were read at start.
-    pub fn set_facts(&mut self, facts: HostFacts) {
-        self.own_row.facts = Some(facts);
-        self.publish_host_row();
-    }
-
     /// Looks at what changes while the host runs, and tells the swarm if it is worth it.
     pub(super) fn refresh_facts(&mut self) {
         let room = match Room::read(self.state.path()) {

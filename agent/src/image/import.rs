@@ -33,7 +33,8 @@ struct Source {
 }
 
 impl ImageStore {
-    /// Imports the content of the raw or qcow2 file at `path` under `name`. The same content under the same name is no error.
+    /// Imports the content of the raw or qcow2 file at `path` under `name`. The same content under the same name is no
+    /// error.
     pub(super) fn import_blocking(
         &self,
         path: &Path,

@@ -40,8 +40,8 @@ impl Pull {
 }
 
 impl ImageStore {
-    /// Fetches an image from the hosts that have it. Dropping the future cancels: then, as on a full disk, nothing of it
-    /// stays. When providers are lost or the agent ends, the next pull goes on where this one was.
+    /// Fetches an image from the hosts that have it. Dropping the future cancels: then, as on a full disk, nothing of
+    /// it stays. When providers are lost or the agent ends, the next pull goes on where this one was.
     pub async fn pull(
         self: &Arc<Self>,
         pull: Pull,
