@@ -255,13 +255,6 @@ impl Switch {
         self.segments.entry(spec.id).or_insert_with(|| Segment::new(spec, self.seed)).spec = spec;
     }
 
-    /// Forgets a network, its claims included.
-    pub fn remove_network(&mut self, now: Instant, network: NetworkId) {
-        self.detach(now, network);
-        self.segments.remove(&network);
-        self.timers.retain(|(_, id, _)| *id != network);
-    }
-
     /// This host has a port in the network from now on.
     pub fn attach(&mut self, network: NetworkId) {
         let Some(segment) = self.segments.get_mut(&network) else { return };

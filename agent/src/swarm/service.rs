@@ -291,12 +291,6 @@ impl SwarmService {
         self.connections.pin(host, pinned);
     }
 
-    /// Adds places to look for the swarm, such as those of a ticket.
-    pub fn add_bootstrap(&mut self, addresses: Vec<Multiaddr>) {
-        let now = self.now();
-        self.bootstrap.add(addresses, false, now);
-    }
-
     /// Dials a host at given addresses.
     pub fn dial(&mut self, host: HostId, addresses: Vec<Multiaddr>) -> Result<(), Refused> {
         let options = DialOpts::peer_id(peer_of(&host))
@@ -404,11 +398,6 @@ impl SwarmService {
         let query = protocols.kad.get_providers(image_key(image));
         self.lookups.insert(query, Lookup { image, found: BTreeSet::new() });
         Ok(())
-    }
-
-    /// Makes an address one that this host tells others.
-    pub fn confirm_external_address(&mut self, address: Multiaddr) {
-        self.swarm.add_external_address(address);
     }
 
     /// Where this host can be reached: where it listens, and what was confirmed.
