@@ -24,9 +24,12 @@ CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 export RUSTDOCFLAGS ?= -D warnings
 
-# Programs that the targets below call, each with the Debian package that brings it.
-NEEDED := cc:build-essential g++:build-essential ip:iproute2 ss:iproute2 ping:iputils-ping \
-	iperf3:iperf3
+# Programs that the targets below call, each with the Debian package that brings it: for building, and for the labs with
+# real agents and VMs.
+NEEDED := cc:build-essential g++:build-essential
+LAB_NEEDED := ip:iproute2 ss:iproute2 ping:iputils-ping iperf3:iperf3 nft:nftables ssh:openssh-client \
+	dig:bind9-dnsutils socat:socat qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils nbdinfo:libnbd-bin \
+	cpio:cpio dropbearkey:dropbear-bin genisoimage:genisoimage
 
 # What the overlay must never link: runtimes, sockets, entropy.
 IMPURE := ^(tokio|mio|async-.*|smol|socket2|libp2p.*|quinn.*|rustls|getrandom|rand|rand_core|nix|rustix)$$
@@ -36,9 +39,10 @@ help: ## This list
 	@echo "make TARGET [VARIABLE=value ...]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: deps
-deps: ## Install what building and testing need (Debian packages; asks sudo if you are not root)
-	@packages=; for pair in $(NEEDED); do \
+# Installs the packages of $(1) whose programs are missing. QEMU's parts must be of one version, also where a newer part
+# of another suite is installed already.
+define install-missing
+	@packages=; for pair in $(1); do \
 		PATH="$$PATH:/usr/sbin:/sbin" command -v "$${pair%%:*}" > /dev/null || packages+=" $${pair##*:}"; \
 	done; \
 	packages=$$(tr ' ' '\n' <<< "$$packages" | sort -u | xargs); \
@@ -50,10 +54,23 @@ deps: ## Install what building and testing need (Debian packages; asks sudo if y
 		else echo "As root: apt-get install $$packages" >&2; exit 1; fi; \
 		echo "Installing $$packages"; \
 		$$root DEBIAN_FRONTEND=noninteractive apt-get -q update; \
+		case " $$packages " in *' qemu-'*) \
+			version=$$(apt-cache policy qemu-system-x86 | awk '/Candidate:/ { print $$2 }'); \
+			packages+=" qemu-system-x86=$$version qemu-utils=$$version --allow-downgrades";; \
+		esac; \
 		$$root DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends $$packages; \
 	fi
+endef
+
+.PHONY: deps
+deps: ## Install what building needs (Debian packages; asks sudo if you are not root)
+	$(call install-missing,$(NEEDED))
 	@command -v $(CARGO) > /dev/null || { \
 		echo "Rust is missing: see https://rustup.rs, or install the packages rustup and rustc of Debian 13" >&2; exit 1; }
+
+.PHONY: lab-deps
+lab-deps: deps ## Install what the labs of `testbed`, `demo` and `bench` need: QEMU, iperf3, ssh and others
+	$(call install-missing,$(LAB_NEEDED))
 
 .PHONY: build
 build: deps ## The agent, the simulator and the testbed, for development
@@ -87,7 +104,7 @@ check: deps ## Format, lints, documentation, purity of the overlay, licences (wi
 	@echo "check: passed"
 
 .PHONY: unit
-unit: deps ## Unit, property and tidy tests of all crates
+unit: lab-deps ## Unit, property and tidy tests of all crates
 	@mkdir -p $(TARGET)
 	@status=0; $(CARGO) test --workspace --locked --no-fail-fast 2>&1 | tee $(TARGET)/unit.log || status=$$?; \
 	awk '/^test result:/ { passed += $$4; failed += $$6; ignored += $$8 } \
@@ -105,13 +122,13 @@ sim-seeds: deps
 	@echo "sim: $(if $(SEED),seed $(SEED),seeds $(SEEDS)) passed"
 
 .PHONY: testbed
-testbed: deps ## Scenarios with real agents in network namespaces: SCENARIO="vlan move-tcp", all by default
+testbed: lab-deps ## Scenarios with real agents in network namespaces: SCENARIO="vlan move-tcp", all by default
 	$(CARGO) build --locked -p virtuoso -p virtuoso-testbed
 	$(TARGET)/debug/testbed run $(TESTBED_ARGS) $(SCENARIO)
 
 .PHONY: test
 test: ## All that CI runs: packages, check, unit tests, simulator, testbed
-	@$(MAKE) deps
+	@$(MAKE) lab-deps
 	@$(MAKE) check
 	@$(MAKE) unit
 	@$(MAKE) sim-seeds
@@ -120,12 +137,12 @@ test: ## All that CI runs: packages, check, unit tests, simulator, testbed
 	@echo "test: everything passed"
 
 .PHONY: demo
-demo: deps ## Three hosts on this machine become one pool, step by step
+demo: lab-deps ## Three hosts on this machine become one pool, step by step
 	$(CARGO) build --locked -p virtuoso -p virtuoso-testbed
 	$(TARGET)/debug/testbed demo
 
 .PHONY: bench
-bench: deps ## Figures as a table and JSON: BENCH_ARGS="join --rounds 5" for a part; takes minutes
+bench: lab-deps ## Figures as a table and JSON: BENCH_ARGS="join --rounds 5" for a part; takes minutes
 	$(CARGO) build --release --locked -p virtuoso -p virtuoso-testbed -p virtuoso-sim
 	$(TARGET)/release/virtuoso-sim scale --hosts $(HOSTS)
 	$(TARGET)/release/testbed bench $(BENCH_ARGS)
