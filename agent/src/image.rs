@@ -19,7 +19,6 @@ mod fetch;
 mod import;
 mod job;
 pub mod manifest;
-mod nbd;
 mod partial;
 mod provide;
 mod pull;

@@ -16,6 +16,7 @@ pub mod identity;
 pub mod image;
 pub mod logging;
 pub mod name;
+mod nbd;
 pub mod netdev;
 pub mod size;
 pub mod state;

@@ -6,17 +6,17 @@
 use super::fetch::{Fetch, Providers};
 use super::manifest::{CHUNK_BYTES, Manifest, ZEROS};
 use super::pull::{Claim, Pull};
-use super::{ImageError, ImageStore, StoredImage, nbd};
+use super::{ImageError, ImageStore, StoredImage};
 use crate::control::model::Progress;
+use crate::nbd;
 use anyhow::Context;
 use futures::future::BoxFuture;
 use std::collections::VecDeque;
-use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use virtuoso_overlay::ids::Digest;
@@ -80,7 +80,7 @@ impl ImageStore {
         let fetch = Fetch::new(self.clone(), providers, &manifest, missing, pull.rate, progress).on_demand();
         let fetch = Arc::new(fetch);
         let path = self.dir.join("nbd").join(format!("{}.sock", &image.to_string()[..16]));
-        let listener = bind(&path)?;
+        let listener = nbd::bind(&path).with_context(|| format!("Can't listen on {}", path.display()))?;
         let name = pull.name.to_string();
         let cached = Mutex::default();
         let disk = Disk { store: self.clone(), manifest: manifest.clone(), name, fetch: fetch.clone(), cached };
@@ -112,17 +112,8 @@ async fn run_until_here(fetch: &Fetch) {
     }
 }
 
-fn bind(path: &Path) -> anyhow::Result<UnixListener> {
-    // Of an agent that was killed; this one holds the store's lock.
-    fs::remove_file(path).ok();
-    let listener = UnixListener::bind(path).with_context(|| format!("Can't listen on {}", path.display()))?;
-    fs::set_permissions(path, Permissions::from_mode(0o600))
-        .with_context(|| format!("Can't protect {}", path.display()))?;
-    Ok(listener)
-}
-
 /// An image to be read.
-pub(super) struct Disk {
+struct Disk {
     store: Arc<ImageStore>,
     manifest: Manifest,
     name: String,
@@ -130,17 +121,21 @@ pub(super) struct Disk {
     cached: Mutex<VecDeque<(Digest, Arc<Vec<u8>>)>>,
 }
 
-impl Disk {
-    pub(super) fn name(&self) -> &str {
+impl nbd::Disk for Disk {
+    fn name(&self) -> &str {
         &self.name
     }
 
-    pub(super) fn size_bytes(&self) -> u64 {
+    fn size_bytes(&self) -> u64 {
         self.manifest.size_bytes()
     }
 
-    /// Reads bytes that are within the image, as soon as they are here.
-    pub(super) async fn read(&self, offset: u64, length: usize) -> Vec<u8> {
+    fn piece_bytes(&self) -> u32 {
+        CHUNK_BYTES as u32
+    }
+
+    /// Reads as soon as all of it is here; never fails.
+    async fn read(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
         let mut content = vec![0; length];
         let mut done = 0;
         while done < length {
@@ -154,9 +149,11 @@ impl Disk {
             }
             done += count;
         }
-        content
+        Ok(content)
     }
+}
 
+impl Disk {
     async fn chunk(&self, digest: Digest, length: usize, at: u64) -> Arc<Vec<u8>> {
         if let Some(chunk) = self.cached(&digest) {
             return chunk;
@@ -171,7 +168,8 @@ impl Disk {
                 cached.push_front((digest, chunk.clone()));
                 return chunk;
             }
-            let ahead = (1..=AHEAD).map(|n| at + n * CHUNK_BYTES as u64).take_while(|at| *at < self.size_bytes());
+            let ahead =
+                (1..=AHEAD).map(|n| at + n * CHUNK_BYTES as u64).take_while(|at| *at < self.manifest.size_bytes());
             let ahead = ahead.map(|at| self.manifest.chunk_at(at).0).filter(|digest| *digest != ZEROS).collect();
             self.fetch.want(digest, length, ahead).await;
         }

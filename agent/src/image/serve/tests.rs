@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::image::fetch::tests::{Manner, Swarm, content, import, name, pull_of, store};
+use crate::nbd::tests::Client;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::sync::atomic::Ordering;
 use virtuoso_overlay::ids::HostId;
@@ -97,41 +99,4 @@ async fn a_damaged_chunk_is_fetched_again_and_all_of_it_gets_its_name() {
     assert_eq!(client.read(0, 16).await, content(5)[..16]);
     assert_eq!(swarm.lies(), Vec::<HostId>::new());
     assert!(client.request(1, 0, 0).await == 1 && client.request(0, u64::MAX, 9).await == 22);
-}
-
-/// The least that a client needs.
-struct Client(tokio::net::UnixStream);
-
-impl Client {
-    async fn connect(path: &Path) -> Self {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let mut stream = tokio::net::UnixStream::connect(path).await.unwrap();
-        let mut greeting = [0; 18];
-        stream.read_exact(&mut greeting).await.unwrap();
-        let go = [[0, 0, 0, 3].as_slice(), b"IHAVEOPT", &[0, 0, 0, 1], &[0, 0, 0, 0]].concat();
-        stream.write_all(&go).await.unwrap();
-        let mut export = [0; 10];
-        stream.read_exact(&mut export).await.unwrap();
-        Self(stream)
-    }
-
-    /// The error's number.
-    async fn request(&mut self, kind: u16, offset: u64, length: u32) -> u32 {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let head = [0x2560_9513u32.to_be_bytes().as_slice(), &[0, 0], &kind.to_be_bytes(), &[9; 8]].concat();
-        let rest = [offset.to_be_bytes().as_slice(), &length.to_be_bytes()].concat();
-        self.0.write_all(&[head, rest].concat()).await.unwrap();
-        assert_eq!(self.0.read_u32().await.unwrap(), 0x6744_6698);
-        let error = self.0.read_u32().await.unwrap();
-        assert_eq!(self.0.read_u64().await.unwrap(), u64::from_be_bytes([9; 8]));
-        error
-    }
-
-    async fn read(&mut self, offset: u64, length: u32) -> Vec<u8> {
-        use tokio::io::AsyncReadExt;
-        assert_eq!(self.request(0, offset, length).await, 0);
-        let mut content = vec![0; length as usize];
-        self.0.read_exact(&mut content).await.unwrap();
-        content
-    }
 }

@@ -1,13 +1,17 @@
-//! An image as a read-only disk for a hypervisor on this host: the NBD protocol on a Unix socket.
+//! Read-only disks for hypervisors on this host: the NBD protocol on a Unix socket. Where the content comes from, a
+//! [`Disk`] knows.
 //!
 //! Fixed newstyle negotiation and simple replies, which every client knows. Reads run side by side: one that waits for
-//! a chunk of another host does not hold up the next.
+//! another host does not hold up the next.
 
 mod negotiation;
 
-use super::serve::Disk;
 use negotiation::negotiate;
+use std::fs::{self, Permissions};
+use std::future::Future;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::UnixListener;
@@ -21,7 +25,7 @@ const WRITE: u16 = 1;
 const DISCONNECT: u16 = 2;
 const FLUSH: u16 = 3;
 
-/// Clients of one image at once: the VMs of a host that have it.
+/// Clients of one disk at once: the VMs of a host that have it.
 const CLIENTS_MAX: usize = 256;
 /// Reads of one client at once; more wait in the socket.
 const READS_MAX: usize = 16;
@@ -33,12 +37,36 @@ const REQUEST_BYTES_MAX: u32 = 32 << 20;
 enum Failure {
     None = 0,
     NotPermitted = 1,
+    InputOutput = 5,
     Invalid = 22,
     NotSupported = 95,
 }
 
+/// What clients read.
+pub(crate) trait Disk: Send + Sync + 'static {
+    /// The export's name; it is also the default export.
+    fn name(&self) -> &str;
+
+    /// The disk's size.
+    fn size_bytes(&self) -> u64;
+
+    /// The size of the pieces in which it is best read: a power of two.
+    fn piece_bytes(&self) -> u32;
+
+    /// Reads bytes that are within the disk; an error becomes an input/output error of the client.
+    fn read(&self, offset: u64, length: usize) -> impl Future<Output = io::Result<Vec<u8>>> + Send;
+}
+
+/// A socket for clients of the agent's own user. One of an agent that was killed is replaced.
+pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
+    fs::remove_file(path).ok();
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
 /// Serves all clients until it is dropped.
-pub(super) async fn listen(listener: UnixListener, disk: Arc<Disk>) {
+pub(crate) async fn listen(listener: UnixListener, disk: Arc<impl Disk>) {
     let places = Arc::new(Semaphore::new(CLIENTS_MAX));
     let mut clients = JoinSet::new();
     loop {
@@ -46,7 +74,7 @@ pub(super) async fn listen(listener: UnixListener, disk: Arc<Disk>) {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                tracing::warn!("Can't accept a client of an image: {error}");
+                tracing::warn!("Can't accept a client of a disk: {error}");
                 tokio::time::sleep(std::time::Duration::from_secs(1)).await;
                 continue;
             }
@@ -55,17 +83,17 @@ pub(super) async fn listen(listener: UnixListener, disk: Arc<Disk>) {
         let disk = disk.clone();
         clients.spawn(async move {
             if let Err(error) = serve(stream, disk).await {
-                tracing::debug!("A client of an image went away: {error}");
+                tracing::debug!("A client of a disk went away: {error}");
             }
             drop(place);
         });
     }
 }
 
-async fn serve(stream: impl AsyncRead + AsyncWrite + Send + 'static, disk: Arc<Disk>) -> io::Result<()> {
+async fn serve(stream: impl AsyncRead + AsyncWrite + Send + 'static, disk: Arc<impl Disk>) -> io::Result<()> {
     let (reading, mut writing) = tokio::io::split(stream);
     let mut reading = BufReader::new(reading);
-    if !negotiate(&mut reading, &mut writing, &disk).await? {
+    if !negotiate(&mut reading, &mut writing, &*disk).await? {
         return Ok(());
     }
     let writing = Arc::new(Mutex::new(writing));
@@ -75,13 +103,19 @@ async fn serve(stream: impl AsyncRead + AsyncWrite + Send + 'static, disk: Arc<D
         let request = Request::read(&mut reading).await?;
         while reads.try_join_next().is_some() {}
         let failure = match request.kind {
-            READ if request.is_within(&disk) => {
+            READ if request.is_within(disk.size_bytes()) => {
                 let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
                 let (disk, writing) = (disk.clone(), writing.clone());
                 reads.spawn(async move {
-                    let content = disk.read(request.offset, request.length as usize).await;
+                    let (failure, content) = match disk.read(request.offset, request.length as usize).await {
+                        Ok(content) => (Failure::None, content),
+                        Err(error) => {
+                            tracing::debug!(offset = request.offset, "A disk can't be read: {error}");
+                            (Failure::InputOutput, Vec::new())
+                        }
+                    };
                     // A client that is gone shows when its next request is read.
-                    reply(&mut *writing.lock().await, request.cookie, Failure::None, &content).await.ok();
+                    reply(&mut *writing.lock().await, request.cookie, failure, &content).await.ok();
                     drop(place);
                 });
                 continue;
@@ -117,9 +151,9 @@ impl Request {
         Ok(Self { kind, cookie, offset, length: reading.read_u32().await? })
     }
 
-    fn is_within(&self, disk: &Disk) -> bool {
+    fn is_within(&self, size_bytes: u64) -> bool {
         let end = self.offset.checked_add(self.length.into());
-        (1..=REQUEST_BYTES_MAX).contains(&self.length) && end.is_some_and(|end| end <= disk.size_bytes())
+        (1..=REQUEST_BYTES_MAX).contains(&self.length) && end.is_some_and(|end| end <= size_bytes)
     }
 }
 
@@ -148,3 +182,6 @@ async fn discard(reading: &mut (impl AsyncRead + Unpin), length: u32) -> io::Res
 fn invalid(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

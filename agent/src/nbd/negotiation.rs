@@ -1,8 +1,6 @@
 //! What client and server agree on before the first read: the one export there is.
 
-use super::super::manifest::CHUNK_BYTES;
-use super::super::serve::Disk;
-use super::{REQUEST_BYTES_MAX, invalid};
+use super::{Disk, REQUEST_BYTES_MAX, invalid};
 use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -40,7 +38,7 @@ const OPTIONS_MAX: usize = 64;
 pub(super) async fn negotiate(
     reading: &mut (impl AsyncRead + Unpin),
     writing: &mut (impl AsyncWrite + Unpin),
-    disk: &Disk,
+    disk: &impl Disk,
 ) -> io::Result<bool> {
     let greeting = [MAGIC.as_slice(), OPTION_MAGIC, &(FIXED_NEWSTYLE | NO_ZEROES).to_be_bytes()].concat();
     send(writing, &greeting).await?;
@@ -92,7 +90,12 @@ async fn read_option(reading: &mut (impl AsyncRead + Unpin)) -> io::Result<(u32,
 }
 
 /// Tells what there is to know of the export that the client names.
-async fn inform(writing: &mut (impl AsyncWrite + Unpin), option: u32, data: &[u8], disk: &Disk) -> io::Result<bool> {
+async fn inform(
+    writing: &mut (impl AsyncWrite + Unpin),
+    option: u32,
+    data: &[u8],
+    disk: &impl Disk,
+) -> io::Result<bool> {
     let Some(name) = name_of(data) else {
         return reply(writing, option, MALFORMED, &[]).await.map(|()| false);
     };
@@ -101,8 +104,7 @@ async fn inform(writing: &mut (impl AsyncWrite + Unpin), option: u32, data: &[u8
     }
     let about = [INFO_EXPORT.to_be_bytes().as_slice(), &export(disk)].concat();
     reply(writing, option, INFORMATION, &about).await?;
-    let preferred = CHUNK_BYTES as u32;
-    let sizes = [1, preferred, REQUEST_BYTES_MAX].map(u32::to_be_bytes).concat();
+    let sizes = [1, disk.piece_bytes(), REQUEST_BYTES_MAX].map(u32::to_be_bytes).concat();
     let sizes = [INFO_BLOCK_SIZE.to_be_bytes().as_slice(), &sizes].concat();
     reply(writing, option, INFORMATION, &sizes).await?;
     reply(writing, option, ACK, &[]).await.map(|()| true)
@@ -117,11 +119,11 @@ fn name_of(data: &[u8]) -> Option<&[u8]> {
 }
 
 /// The one export is also the default one.
-fn is_known(name: &[u8], disk: &Disk) -> bool {
+fn is_known(name: &[u8], disk: &impl Disk) -> bool {
     name.is_empty() || name == disk.name().as_bytes()
 }
 
-fn export(disk: &Disk) -> [u8; 10] {
+fn export(disk: &impl Disk) -> [u8; 10] {
     let mut export = [0; 10];
     export[..8].copy_from_slice(&disk.size_bytes().to_be_bytes());
     export[8..].copy_from_slice(&EXPORT_FLAGS.to_be_bytes());
