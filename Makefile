@@ -145,6 +145,7 @@ demo: lab-deps ## Three hosts on this machine become one pool, step by step
 bench: lab-deps ## Figures as a table and JSON: BENCH_ARGS="join --rounds 5" for a part; takes minutes
 	$(CARGO) build --release --locked -p virtuoso -p virtuoso-testbed -p virtuoso-sim
 	$(TARGET)/release/virtuoso-sim scale --hosts $(HOSTS)
+	$(TARGET)/release/virtuoso-sim moves
 	$(TARGET)/release/testbed bench $(BENCH_ARGS)
 
 .PHONY: fuzz

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::process::ExitCode;
 use virtuoso_sim::options::{Options, Redial};
 use virtuoso_sim::report::RunReport;
-use virtuoso_sim::scenarios::{scale, swarm};
+use virtuoso_sim::scenarios::{moves, scale, swarm};
 
 /// Runs the overlay of many hosts in virtual time.
 #[derive(Parser)]
@@ -22,6 +22,8 @@ enum Command {
     Run(RunArgs),
     /// The figures of a large swarm.
     Scale(ScaleArgs),
+    /// Moves of guests in a very large swarm.
+    Moves(MovesArgs),
 }
 
 #[derive(clap::Args)]
@@ -65,10 +67,30 @@ struct ScaleArgs {
     json: bool,
 }
 
+#[derive(clap::Args)]
+struct MovesArgs {
+    /// Hosts.
+    #[arg(long, default_value_t = 10_000)]
+    hosts: usize,
+    /// Everything follows from it.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Moves in a second.
+    #[arg(long, default_value_t = 100)]
+    rate: u64,
+    /// Seconds in which guests move.
+    #[arg(long, default_value_t = 30)]
+    seconds: u64,
+    /// Prints JSON.
+    #[arg(long)]
+    json: bool,
+}
+
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Run(args) => run(&args),
         Command::Scale(args) => scale(&args),
+        Command::Moves(args) => moves(&args),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -96,6 +118,13 @@ fn run(args: &RunArgs) -> anyhow::Result<bool> {
 
 fn scale(args: &ScaleArgs) -> anyhow::Result<bool> {
     let report = scale::run(args.hosts, args.seed, args.loss_ppm, args.redial);
+    let text = if args.json { serde_json::to_string(&report)? } else { report.text() };
+    writeln!(std::io::stdout(), "{text}")?;
+    Ok(report.missed.is_empty())
+}
+
+fn moves(args: &MovesArgs) -> anyhow::Result<bool> {
+    let report = moves::run(args.hosts, args.seed, args.rate, args.seconds);
     let text = if args.json { serde_json::to_string(&report)? } else { report.text() };
     writeln!(std::io::stdout(), "{text}")?;
     Ok(report.missed.is_empty())

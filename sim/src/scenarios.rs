@@ -1,4 +1,5 @@
 //! Whole runs.
 
+pub mod moves;
 pub mod scale;
 pub mod swarm;
