@@ -19,6 +19,7 @@ mod flood;
 pub mod ids;
 pub mod limits;
 pub mod membership;
+pub mod names;
 pub mod node;
 pub mod offload;
 mod rng;

@@ -138,5 +138,5 @@ impl Host {
 
 fn network_row(id: NetworkId) -> Body {
     let name = format!("net-{}", id.0);
-    Body::Network(NetworkRow { id, name, mtu: NETWORK_MTU_DEFAULT, created: UnixTime(EPOCH_S) })
+    Body::Network(NetworkRow { id, name, mtu: NETWORK_MTU_DEFAULT, created: UnixTime(EPOCH_S), plan: None })
 }

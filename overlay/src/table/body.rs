@@ -7,6 +7,7 @@ use crate::limits::{
     ROW_TEXT_BYTES_MAX, VM_NICS_MAX,
 };
 use crate::membership::{Certificate, is_name};
+use crate::names::AddressPlan;
 use crate::table::Key;
 use crate::time::UnixTime;
 use bincode::{Decode, Encode};
@@ -88,6 +89,8 @@ pub struct NetworkRow {
     pub mtu: u16,
     /// When it was made. Of two rows that differ the older one holds.
     pub created: UnixTime,
+    /// How its stations get addresses, if that is the hosts' to care for.
+    pub plan: Option<AddressPlan>,
 }
 
 /// An image.
@@ -116,7 +119,7 @@ pub struct VmRow {
     pub memory_bytes: u64,
     /// What its disk is based on.
     pub image: Option<Digest>,
-    /// Its network interfaces.
+    /// Its network interfaces, with the addresses that its host has given them.
     pub nics: Vec<(NetworkId, Mac, Option<IpAddr>)>,
 }
 
@@ -166,13 +169,21 @@ impl Body {
     pub fn is_well_formed(&self, writer: HostId) -> bool {
         match self {
             Self::Host(row) => row.is_well_formed() && row.certificate.host == writer,
-            Self::Network(row) => is_name(&row.name) && (NETWORK_MTU_MIN..=NETWORK_MTU_MAX).contains(&row.mtu),
+            Self::Network(row) => row.is_well_formed(),
             Self::Claim(claim) => claim.is_well_formed() && claim.holder == writer,
             Self::Image(row) => is_image_name(&row.name),
             Self::Vm(row) => is_name(&row.name) && row.nics.len() <= VM_NICS_MAX,
             Self::Pending(row) => is_name(&row.name) && row.address.len() <= ROW_TEXT_BYTES_MAX,
             Self::Certificate(certificate) => is_name(&certificate.name),
         }
+    }
+}
+
+impl NetworkRow {
+    fn is_well_formed(&self) -> bool {
+        is_name(&self.name)
+            && (NETWORK_MTU_MIN..=NETWORK_MTU_MAX).contains(&self.mtu)
+            && self.plan.is_none_or(|plan| plan.subnet.is_well_formed())
     }
 }
 
