@@ -3,6 +3,7 @@
 //! It selects over the swarm's events, the engine's, the network devices', timers, and calls of the control API. Each
 //! is handled at once and to its end; what must wait runs elsewhere and comes back as a call.
 
+mod addresses;
 mod admission;
 mod backend;
 mod facts_row;
@@ -42,6 +43,7 @@ use virtuoso_overlay::ids::{HostId, NetworkId};
 use virtuoso_overlay::membership::Ticket;
 use virtuoso_overlay::node::{Node, RequestId};
 
+pub use addresses::Readdress;
 pub use admission::Credentials;
 pub(crate) use admission::{CERTIFICATE, load_issued, sign_certificate};
 pub use backend::Agent;
@@ -189,6 +191,11 @@ impl Core {
             incarnation,
         };
         (core, Runner { calls, engine_events })
+    }
+
+    /// Hears of changes of VMs' rows.
+    pub(crate) fn vm_changes(&self) -> watch::Receiver<u64> {
+        self.vm_changes.subscribe()
     }
 
     /// Lets others run work on this core.

@@ -4,6 +4,7 @@
 //! directory, and the next agent finds it by them. What a VM may do in which state, and whether there is room for it,
 //! is decided in the overlay.
 
+mod addresses;
 mod cgroup;
 mod console;
 mod disk;

@@ -1,26 +1,41 @@
 //! `virtuoso net`, `virtuoso port`, `virtuoso fdb`: networks and what is on them.
 
 use super::Asking;
-use super::format::{list, seconds, word};
+use super::format::{list, seconds, word, yes};
 use super::table::Table;
 use crate::control::client::Call;
 use crate::control::model::{Attach, Detach, FdbEntry, Network, NetworkCreate, Port};
 use crate::name::Name;
 use crate::text::Text;
+use clap::builder::BoolishValueParser;
 use clap::{Args, Subcommand};
 use std::process::ExitCode;
 use virtuoso_overlay::ids::Mac;
+use virtuoso_overlay::names::Subnet;
 
 #[derive(Subcommand)]
 pub(super) enum NetVerb {
     /// Make a network
-    #[command(after_help = "Examples:\n  virtuoso net create blue\n  virtuoso net create storage --mtu 9000")]
+    #[command(after_help = "\
+Examples:
+  virtuoso net create blue --subnet 10.8.0.0/24        VMs get addresses and names, and hosts reach them
+  virtuoso net create storage --mtu 9000               Addresses are the guests' affair")]
     Create {
         /// Its name
         name: Name,
         /// Largest IP packet of its guests, 1280 to 9000 bytes [default: 1500]
         #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1280..=9000))]
         mtu: Option<u32>,
+        /// Where its guests and hosts get IPv4 addresses from; the first one serves DHCP and DNS
+        #[arg(long, value_name = "NET/PREFIX")]
+        subnet: Option<Subnet>,
+        /// Whether hosts answer DHCP in it [default: on]
+        #[arg(long, value_name = "on|off", requires = "subnet", value_parser = BoolishValueParser::new())]
+        dhcp: Option<bool>,
+        /// Whether each host gets an address of its own in it [default: on]
+        #[arg(long = "host-address", value_name = "on|off", requires = "subnet")]
+        #[arg(value_parser = BoolishValueParser::new())]
+        host_addresses: Option<bool>,
     },
     /// All networks
     #[command(after_help = "Examples:\n  virtuoso net list")]
@@ -89,8 +104,10 @@ impl NetVerb {
     pub(super) async fn run(self, asking: &Asking) -> anyhow::Result<ExitCode> {
         let at = |name: &Name, verb: &str| format!("/v1/networks/{name}{verb}");
         match self {
-            Self::Create { name, mtu } => {
-                let call = Call::post("/v1/networks", &NetworkCreate { name, mtu_bytes: mtu });
+            Self::Create { name, mtu, subnet, dhcp, host_addresses } => {
+                let subnet = subnet.map(Text);
+                let request = NetworkCreate { name, mtu_bytes: mtu, subnet, dhcp, host_addresses };
+                let call = Call::post("/v1/networks", &request);
                 asking.tell(call, |made: Network| format!("Made network {} with id {}", made.name, made.id)).await
             }
             Self::List => asking.show(Call::get("/v1/networks"), networks).await,
@@ -148,6 +165,13 @@ fn network(network: Network) -> Table {
     table.row(["mtu".into(), network.mtu_bytes.to_string()]);
     table.row(["bridge".into(), network.bridge.unwrap_or_default()]);
     table.row(["hosts".into(), list(network.hosts)]);
+    if let Some(subnet) = network.subnet {
+        let address = |ip: Option<std::net::Ipv4Addr>| ip.map(|ip| ip.to_string()).unwrap_or_default();
+        table.row(["subnet".into(), subnet.to_string()]);
+        table.row(["dhcp".into(), yes(network.dhcp)]);
+        table.row(["service".into(), address(network.service_address)]);
+        table.row(["host address".into(), address(network.host_address)]);
+    }
     for port in network.ports {
         let text = format!("{} {} {} {}", port.interface, word(&port.kind), word(&port.state), list(port.macs));
         table.row(["port".into(), text.trim_end().into()]);

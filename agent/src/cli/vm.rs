@@ -101,6 +101,9 @@ pub(super) struct CreateArgs {
     /// A network to plug it into; can be repeated
     #[arg(long = "net", value_name = "NETWORK")]
     networks: Vec<Name>,
+    /// Whether its guest may use other MAC and IP addresses than its own [default: deny]
+    #[arg(long, value_name = "allow|deny", value_parser = ["allow", "deny"])]
+    spoofing: Option<String>,
     /// Virtual CPUs
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     vcpus: u32,
@@ -189,6 +192,7 @@ impl CreateArgs {
             initrd: self.initrd,
             append: self.append,
             networks: self.networks,
+            spoofing: self.spoofing.as_deref() == Some("allow"),
             labels: self.labels.into_iter().collect(),
             ssh_keys,
             restart: self.restart,

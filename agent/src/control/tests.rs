@@ -46,7 +46,18 @@ fn ok<T: Send + 'static>(value: T) -> Answer<'static, T> {
 
 fn blue() -> Network {
     let text = || "blue".to_string();
-    Network { name: text(), id: "0011aabb".into(), mtu_bytes: 1500, bridge: None, ports: vec![], hosts: vec![] }
+    Network {
+        name: text(),
+        id: "0011aabb".into(),
+        mtu_bytes: 1500,
+        bridge: None,
+        ports: vec![],
+        hosts: vec![],
+        subnet: Some(Text("10.8.0.0/24".parse().unwrap())),
+        dhcp: true,
+        service_address: Some([10, 8, 0, 1].into()),
+        host_address: None,
+    }
 }
 
 fn image(name: &str) -> Image {
@@ -247,6 +258,12 @@ async fn answers_and_refusals() {
         (Call::get("/v1/hosts/find?cpus=4"), 400, ErrorCode::InvalidRequest, "`cpus`"),
         (Call::post("/v1/networks", &json!({"nam": "a"})), 422, ErrorCode::InvalidRequest, "unknown field `nam`"),
         (Call::post("/v1/networks", &json!({"name": "a", "mtu_bytes": 99})), 400, ErrorCode::InvalidRequest, "1280"),
+        (
+            Call::post("/v1/networks", &json!({"name": "a", "subnet": "10.0.0.1/24"})),
+            422,
+            ErrorCode::InvalidRequest,
+            "did you",
+        ),
         (Call::post("/v1/networks", &json!({"name": "a".repeat(70_000)})), 413, ErrorCode::InvalidRequest, ""),
         (Call::post("/v1/images", &json!({"name": "a", "path": "b"})), 400, ErrorCode::InvalidRequest, "relative"),
         (Call::get("/v1/vms/a"), 404, ErrorCode::NotFound, "No VM `a`"),

@@ -193,10 +193,9 @@ impl Backend for Agent {
     }
 
     fn create_network(&self, request: NetworkCreate) -> Answer<'_, Network> {
-        Box::pin(async move {
-            let NetworkCreate { name, mtu_bytes } = request;
-            self.ask(move |core| core.create_network(&name, mtu_bytes).map(|row| core.network_view(&row))).await?
-        })
+        Box::pin(
+            async move { self.ask(move |core| core.create_network(request).map(|row| core.network_view(&row))).await? },
+        )
     }
 
     fn delete_network(&self, name: Name) -> Answer<'_, ()> {

@@ -3,15 +3,19 @@
 use super::switch_events::is_port;
 use super::{Core, Handle, uplinks};
 use crate::clock;
+use crate::control::model::NetworkCreate;
 use crate::control::problem::{ApiError, ErrorCode};
 use crate::name::Name;
 use crate::netdev::{BridgeRemoval, Netdev, NetdevError, RemoveBridge, Tap};
 use crate::state::sealed::Kind;
+use crate::text::Text;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use virtuoso_overlay::ids::{HostId, Mac, NetworkId};
 use virtuoso_overlay::limits::{NETWORK_MTU_DEFAULT, NETWORK_MTU_MAX, NETWORK_MTU_MIN};
+use virtuoso_overlay::names::{AddressPlan, Subnet};
 use virtuoso_overlay::switch::{NetworkSpec, PortId};
 use virtuoso_overlay::table::{Body, Key, NetworkRow};
 use virtuoso_overlay::time::UnixTime;
@@ -32,6 +36,8 @@ pub struct SavedNetworks {
 struct SavedNetwork {
     mtu: u16,
     created: u64,
+    #[serde(default)]
+    plan: Option<SavedPlan>,
     attached: bool,
     /// Interfaces that were put into the bridge.
     interfaces: BTreeSet<String>,
@@ -39,7 +45,34 @@ struct SavedNetwork {
     uplinks: BTreeSet<String>,
 }
 
+/// How its stations get addresses.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SavedPlan {
+    subnet: Text<Subnet>,
+    dhcp: bool,
+    host_addresses: bool,
+}
+
 impl SavedNetwork {
+    fn new(mtu: u16, created: UnixTime, plan: Option<AddressPlan>) -> Self {
+        let plan = plan.map(|AddressPlan { subnet, dhcp, host_addresses }| SavedPlan {
+            subnet: Text(subnet),
+            dhcp,
+            host_addresses,
+        });
+        let (interfaces, uplinks) = (BTreeSet::new(), BTreeSet::new());
+        Self { mtu, created: created.0, plan, attached: false, interfaces, uplinks }
+    }
+
+    fn plan(&self) -> Option<AddressPlan> {
+        self.plan.map(|SavedPlan { subnet: Text(subnet), dhcp, host_addresses }| AddressPlan {
+            subnet,
+            dhcp,
+            host_addresses,
+        })
+    }
+
     /// The interfaces that were put into the bridge.
     fn attachments(&self) -> Vec<(String, Attachment)> {
         let interfaces = self.interfaces.iter().map(|name| (name.clone(), Attachment::Interface));
@@ -59,6 +92,8 @@ pub(super) struct Networks {
 struct Attached {
     name: Name,
     participants: Vec<HostId>,
+    /// This host's own address on the bridge.
+    own: Option<Ipv4Addr>,
 }
 
 impl Networks {
@@ -73,6 +108,11 @@ impl Networks {
 
     pub(super) fn name(&self, network: NetworkId) -> Option<&str> {
         self.attached.get(&network).map(|attached| &*attached.name)
+    }
+
+    /// This host's own address in a network.
+    pub(super) fn own_address(&self, network: NetworkId) -> Option<Ipv4Addr> {
+        self.attached.get(&network)?.own
     }
 
     pub(super) fn is_uplink(&self, network: &Name, interface: &str) -> bool {
@@ -112,7 +152,7 @@ impl Core {
     /// This host is a member: its networks are the swarm's.
     pub(super) fn enter_networks(&mut self) {
         for (name, saved) in self.networks.saved.networks.clone() {
-            self.publish_network(&name, saved.mtu, UnixTime(saved.created));
+            self.publish_network(&name, saved.mtu, UnixTime(saved.created), saved.plan());
             if saved.attached {
                 let (handle, netdev) = (self.handle(), self.netdev.clone());
                 tokio::spawn(async move {
@@ -131,13 +171,23 @@ impl Core {
             Body::Network(row) if row.name == name => Some(row),
             _ => None,
         });
-        let oldest = rows.min_by_key(|row| (row.created, row.mtu)).cloned();
+        let oldest = rows.min_by_key(|row| (row.created, row.mtu, row.plan)).cloned();
         oldest.ok_or_else(|| {
             ApiError::not_found(format!("There is no network {name}: `virtuoso net create {name}` makes it"))
         })
     }
 
-    pub(super) fn create_network(&mut self, name: &Name, mtu: Option<u32>) -> Result<NetworkRow, ApiError> {
+    pub(super) fn create_network(&mut self, request: NetworkCreate) -> Result<NetworkRow, ApiError> {
+        let NetworkCreate { name, mtu_bytes: mtu, subnet, dhcp, host_addresses } = request;
+        let name = &name;
+        if subnet.is_none() && (dhcp.is_some() || host_addresses.is_some()) {
+            return Err(ApiError::invalid("DHCP and addresses of hosts need a subnet: name one"));
+        }
+        let plan = subnet.map(|Text(subnet)| AddressPlan {
+            subnet,
+            dhcp: dhcp.unwrap_or(true),
+            host_addresses: host_addresses.unwrap_or(true),
+        });
         let swarm = self.node.as_ref().ok_or_else(not_a_member)?.swarm();
         let mtu = mtu.map_or(Ok(NETWORK_MTU_DEFAULT), u16::try_from).ok();
         let mtu = mtu.filter(|mtu| (NETWORK_MTU_MIN..=NETWORK_MTU_MAX).contains(mtu)).ok_or_else(|| {
@@ -153,16 +203,9 @@ impl Core {
             )));
         }
         let created = clock::wall();
-        let saved = SavedNetwork {
-            mtu,
-            created: created.0,
-            attached: false,
-            interfaces: BTreeSet::new(),
-            uplinks: BTreeSet::new(),
-        };
-        self.networks.saved.networks.insert(name.clone(), saved);
+        self.networks.saved.networks.insert(name.clone(), SavedNetwork::new(mtu, created, plan));
         self.save_networks()?;
-        self.publish_network(name, mtu, created);
+        self.publish_network(name, mtu, created, plan);
         self.events.emit(crate::events::EventKind::NetworkCreated { network: name.to_string() });
         self.find_network(name)
     }
@@ -205,7 +248,7 @@ impl Core {
     /// The TAP is there: frames flow from now on.
     fn begin_network(&mut self, row: &NetworkRow, name: &Name, tap: Tap) -> anyhow::Result<()> {
         let spec = NetworkSpec { id: row.id, mtu: row.mtu };
-        self.networks.attached.insert(row.id, Attached { name: name.clone(), participants: Vec::new() });
+        self.networks.attached.insert(row.id, Attached { name: name.clone(), participants: Vec::new(), own: None });
         // An uplink that an earlier run left in the bridge may lead to a LAN that another host joins to the network.
         let joins = self.networks.saved.networks.get(name).is_none_or(|saved| saved.uplinks.is_empty());
         self.plane.switch(move |switch, _| {
@@ -222,16 +265,10 @@ impl Core {
         let claims = claims.collect::<Vec<_>>();
         self.plane.switch(move |switch, now| claims.into_iter().for_each(|claim| switch.handle_claim(now, claim)));
         self.claim_plugged(row.id, name);
-        let saved = self.networks.saved.networks.entry(name.clone()).or_insert_with(|| SavedNetwork {
-            mtu: row.mtu,
-            created: row.created.0,
-            attached: true,
-            interfaces: BTreeSet::new(),
-            uplinks: BTreeSet::new(),
-        });
-        saved.attached = true;
+        let new = || SavedNetwork::new(row.mtu, row.created, row.plan);
+        self.networks.saved.networks.entry(name.clone()).or_insert_with(new).attached = true;
         self.save_networks()?;
-        self.publish_network(name, row.mtu, row.created);
+        self.publish_network(name, row.mtu, row.created, row.plan);
         self.publish_host_row();
         Ok(())
     }
@@ -268,11 +305,11 @@ impl Core {
         self.save_networks()
     }
 
-    fn publish_network(&mut self, name: &Name, mtu: u16, created: UnixTime) {
+    fn publish_network(&mut self, name: &Name, mtu: u16, created: UnixTime, plan: Option<AddressPlan>) {
         let now = self.clock.now();
         let Some(node) = &mut self.node else { return };
         let id = NetworkId::of(node.swarm(), name);
-        node.put(now, Body::Network(NetworkRow { id, name: name.to_string(), mtu, created }));
+        node.put(now, Body::Network(NetworkRow { id, name: name.to_string(), mtu, created, plan }));
     }
 
     pub(super) fn network_of_id(&self, id: NetworkId) -> Option<String> {

@@ -2,22 +2,27 @@
 
 use super::networks::{self, device_error, not_a_member};
 use super::{Core, Handle};
-use crate::control::problem::ApiError;
+use crate::control::problem::{ApiError, ErrorCode};
 use crate::name::Name;
 use crate::netdev::Netdev;
 use crate::vm::{Nic, Spec};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::Mutex;
 use virtuoso_overlay::ids::{HostId, Mac, NetworkId, VmId};
+use virtuoso_overlay::names::Owner;
 use virtuoso_overlay::table::{Body, Key, VmRow, VmState};
 use virtuoso_overlay::vm::reservations::Share;
+
+/// MAC addresses that are tried for an interface. Of 16 million, the first is nearly always free.
+const MAC_ATTEMPTS_MAX: u8 = 8;
 
 /// The VMs of this host as the core knows them.
 #[derive(Default)]
 pub(super) struct Guests {
-    vms: Vec<(Spec, VmState)>,
+    pub(super) vms: Vec<(Spec, VmState)>,
     pub(super) held: Share,
     /// Interfaces that are plugged in, by the name of the host's end.
     plugged: BTreeMap<String, Nic>,
@@ -81,7 +86,8 @@ impl Core {
     fn claim_for(&mut self, network: NetworkId, nic: &Nic) {
         let port = self.networks.port_id(network, &nic.tap);
         let mac = nic.mac.0;
-        self.plane.switch(move |switch, now| switch.handle_local(now, network, mac, Some(port), &[]));
+        let ips: Vec<IpAddr> = nic.ip.map(IpAddr::from).into_iter().collect();
+        self.plane.switch(move |switch, now| switch.handle_local(now, network, mac, Some(port), &ips));
     }
 
     /// The VMs that are plugged into a network here.
@@ -104,6 +110,7 @@ impl Core {
         let changed = self.guests.held != held;
         self.guests.held = held;
         self.publish_vms();
+        self.vm_changes.send_modify(|count| *count += 1);
         if changed {
             self.publish_host_row();
         }
@@ -126,7 +133,8 @@ impl Core {
             node.take_back(now, Key::Vm(*id));
         }
         for (spec, state) in &self.guests.vms {
-            let nics = spec.nics.iter().map(|nic| (NetworkId::of(swarm, &nic.network), nic.mac.0, None));
+            let nics =
+                spec.nics.iter().map(|nic| (NetworkId::of(swarm, &nic.network), nic.mac.0, nic.ip.map(IpAddr::from)));
             let row = VmRow {
                 id: spec.id.0,
                 name: spec.name.to_string(),
@@ -151,13 +159,25 @@ impl Core {
         }))
     }
 
-    /// Hears of changes of VMs' rows.
-    pub(super) fn vm_changes(&self) -> watch::Receiver<u64> {
-        self.vm_changes.subscribe()
+    /// The interface number `index` of a VM, with addresses that nobody is known to have.
+    ///
+    /// # Errors
+    /// If there is no such network, or its subnet is full.
+    pub(super) fn new_nic(&self, vm: VmId, network: Name, index: usize) -> Result<Nic, ApiError> {
+        let row = self.find_network(&network)?;
+        let mut attempts = (0..MAC_ATTEMPTS_MAX).map(|attempt| Nic::new(vm, network.clone(), index, attempt));
+        let free = attempts.find(|nic| !self.is_mac_taken(nic.mac.0, vm));
+        let nic = free.ok_or_else(|| ApiError::conflict("No MAC address is free for an interface"))?;
+        let Some(plan) = row.plan else { return Ok(nic) };
+        let owner = Owner::Vm(vm, u8::try_from(index).unwrap_or(u8::MAX));
+        let ip = self.addresses_in(row.id, plan.subnet).choose(owner).ok_or_else(|| {
+            ApiError::new(ErrorCode::NoSpace, format!("Subnet {} of network {network} is full", plan.subnet))
+        })?;
+        Ok(Nic { ip: Some(ip), ..nic })
     }
 
     /// Whether some VM has the address.
-    pub(super) fn is_mac_taken(&self, mac: Mac, by_other_than: VmId) -> bool {
+    fn is_mac_taken(&self, mac: Mac, by_other_than: VmId) -> bool {
         let bodies = self.node.iter().flat_map(|node| node.table().bodies());
         bodies.into_iter().any(|(_, body)| match body {
             Body::Vm(row) => row.id != by_other_than && row.nics.iter().any(|(_, taken, _)| *taken == mac),

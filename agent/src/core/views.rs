@@ -214,6 +214,10 @@ impl Core {
             bridge,
             ports: Vec::<Port>::new(),
             hosts,
+            subnet: row.plan.map(|plan| Text(plan.subnet)),
+            dhcp: row.plan.is_some_and(|plan| plan.dhcp),
+            service_address: row.plan.map(|plan| plan.subnet.service()),
+            host_address: self.networks.own_address(row.id),
         }
     }
 
@@ -281,10 +285,13 @@ impl Core {
             VmState::Migrating => "migrating",
             VmState::Crashed => "crashed",
         };
-        let nic = |(network, mac, _): &(NetworkId, Mac, Option<IpAddr>)| VmNetwork {
-            network: self.name_of_network(*network),
-            mac: Text(*mac),
-            ips: self.ips_of(host, *network, *mac),
+        let nic = |(network, mac, given): &(NetworkId, Mac, Option<IpAddr>)| {
+            let seen = self.ips_of(host, *network, *mac).into_iter().filter(|ip| Some(*ip) != *given);
+            VmNetwork {
+                network: self.name_of_network(*network),
+                mac: Text(*mac),
+                ips: given.iter().copied().chain(seen).collect(),
+            }
         };
         Vm {
             id: Text(row.id),

@@ -33,8 +33,6 @@ const LABELS_MAX: usize = 32;
 const REQUEST_BYTES_MAX: usize = 128;
 /// Bytes of another host's answer about one VM.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
-/// Addresses that are tried for an interface. Of 16 million, the first is nearly always free.
-const MAC_ATTEMPTS_MAX: u8 = 8;
 /// How long the row of a VM that another host has made may take to come here.
 const ROW_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -210,10 +208,7 @@ impl Core {
         };
         let mut nics = Vec::new();
         for (index, network) in request.networks.into_iter().enumerate() {
-            self.find_network(&network)?;
-            let mut attempts = (0..MAC_ATTEMPTS_MAX).map(|attempt| Nic::new(id, network.clone(), index, attempt));
-            let free = attempts.find(|nic| !self.is_mac_taken(nic.mac.0, id));
-            nics.push(free.context("No address is free for an interface")?);
+            nics.push(Nic { spoofing: request.spoofing, ..self.new_nic(id, network, index)? });
         }
         Ok(Spec {
             id: Text(id),

@@ -4,6 +4,7 @@ use crate::name::Name;
 use crate::text::Text;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use virtuoso_overlay::ids::{Digest, Mac, VmId};
 use virtuoso_overlay::vm::lifecycle::RestartPolicy;
@@ -76,6 +77,12 @@ pub struct Nic {
     pub mac: Text<Mac>,
     /// The host's end of it.
     pub tap: String,
+    /// The IP address that its host has chosen for it, if the network has a subnet.
+    #[serde(default)]
+    pub ip: Option<Ipv4Addr>,
+    /// Whether the guest may speak in the name of other addresses.
+    #[serde(default)]
+    pub spoofing: bool,
 }
 
 impl Nic {
@@ -87,7 +94,7 @@ impl Nic {
         let digest = hasher.finalize();
         let [a, b, c, d, e, f, g, ..] = *digest.as_bytes();
         let tap = format!("vm-{a:02x}{b:02x}{c:02x}{d:02x}");
-        Self { network, mac: Text(Mac([0x52, 0x54, 0x00, e, f, g])), tap }
+        Self { network, mac: Text(Mac([0x52, 0x54, 0x00, e, f, g])), tap, ip: None, spoofing: false }
     }
 }
 

@@ -10,9 +10,10 @@ use super::qmp::Qmp;
 use super::spec::{Boot, Spec};
 use super::store::{Record, Store};
 use super::supervisor::{clean_up, supervise};
-use super::{cgroup::Cgroup, initrd, seed};
+use super::{addresses, cgroup::Cgroup, initrd, seed};
 use crate::clock::Clock;
 use crate::core::Handle;
+use crate::core::Readdress;
 use crate::core::ports::Sockets;
 use crate::events::{EventKind, EventLog};
 use crate::facts::HostFacts;
@@ -104,7 +105,28 @@ impl Vms {
             vms.take_over(record).await;
         }
         vms.publish().await;
+        tokio::spawn(addresses::follow(Arc::downgrade(&vms), vms.parts.core.clone()));
         Ok(vms)
+    }
+
+    /// Gives an interface another IP address, which its guest hears of when it asks again.
+    pub(super) async fn readdress(&self, readdress: Readdress) -> anyhow::Result<()> {
+        let Some(machine) = self.machines().get(&readdress.vm).cloned() else { return Ok(()) };
+        let _turn = machine.turn.lock().await;
+        machine.keep(|record| {
+            if let Some(nic) = record.spec.nics.get_mut(readdress.nic) {
+                nic.ip = readdress.ip;
+            }
+        })?;
+        let spec = machine.spec();
+        if let Some(nic) = spec.nics.get(readdress.nic) {
+            tracing::info!(vm = %spec.name, network = %nic.network, ip = ?nic.ip, "A VM has another address now");
+            if machine.live().is_some() {
+                self.parts.sockets.claim(nic).await?;
+            }
+        }
+        self.publish().await;
+        Ok(())
     }
 
     /// A VM of an earlier run.

@@ -4,9 +4,10 @@ use crate::name::Name;
 use crate::text::Text;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use utoipa::ToSchema;
 use virtuoso_overlay::ids::{HostId, Mac};
+use virtuoso_overlay::names::Subnet;
 
 /// One virtual Ethernet segment.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
@@ -23,6 +24,22 @@ pub struct Network {
     pub ports: Vec<Port>,
     /// Names of the hosts that have ports in it, as far as known.
     pub hosts: Vec<String>,
+    /// Where its stations have their addresses from; absent if that is not the swarm's to care for, and so are the
+    /// next three.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub subnet: Option<Text<Subnet>>,
+    /// Whether hosts answer DHCP in it.
+    #[serde(default)]
+    pub dhcp: bool,
+    /// Where DHCP and DNS are served, on every host.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub service_address: Option<Ipv4Addr>,
+    /// This host's own address on its bridge, if it has one.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub host_address: Option<Ipv4Addr>,
 }
 
 /// Asks for a network.
@@ -35,6 +52,16 @@ pub struct NetworkCreate {
     /// Largest IP packet of its guests, 1280 to 9000; 1500 by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu_bytes: Option<u32>,
+    /// Where its stations get addresses from, as `10.8.0.0/24`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub subnet: Option<Text<Subnet>>,
+    /// With a subnet, whether hosts answer DHCP in it; they do by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dhcp: Option<bool>,
+    /// With a subnet, whether each host has an address of its own in it; it does by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_addresses: Option<bool>,
 }
 
 /// Asks to attach a network on this host.

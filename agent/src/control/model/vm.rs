@@ -68,7 +68,7 @@ pub struct VmNetwork {
     /// The interface's address.
     #[schema(value_type = String)]
     pub mac: Text<Mac>,
-    /// Its IP addresses, as far as seen.
+    /// Its IP addresses: the one that the network gave it, and what else was seen.
     #[schema(value_type = Vec<String>)]
     pub ips: Vec<IpAddr>,
 }
@@ -110,6 +110,9 @@ pub struct VmCreate {
     #[serde(default)]
     #[schema(value_type = Vec<String>)]
     pub networks: Vec<Name>,
+    /// Whether its interfaces may speak in the name of other addresses than their own.
+    #[serde(default)]
+    pub spoofing: bool,
     /// Labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
