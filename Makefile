@@ -37,7 +37,7 @@ IMPURE := ^(tokio|mio|async-.*|smol|socket2|libp2p.*|quinn.*|rustls|getrandom|ra
 .PHONY: help
 help: ## This list
 	@echo "make TARGET [VARIABLE=value ...]"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # Installs the packages of $(1) whose programs are missing. QEMU's parts must be of one version, also where a newer part
 # of another suite is installed already.
@@ -147,6 +147,12 @@ bench: lab-deps ## Figures as a table and JSON: BENCH_ARGS="join --rounds 5" for
 	$(TARGET)/release/virtuoso-sim scale --hosts $(HOSTS)
 	$(TARGET)/release/virtuoso-sim moves
 	$(TARGET)/release/testbed bench $(BENCH_ARGS)
+
+.PHONY: bench-peers
+bench-peers: lab-deps ## Install the other tunnels that `bench` measures: from Debian, and with cargo (minutes)
+	$(call install-missing,tincd:tinc fastd:fastd openvpn:openvpn openssl:openssl edge:n2n supernode:n2n)
+	$(CARGO) install --locked vpncloud
+	$(CARGO) install --locked quincy-client quincy-server quincy-identity
 
 .PHONY: fuzz
 fuzz: deps ## Fuzz the decoders: FUZZ="nd ticket" FUZZ_TIME=60, all for 10 s each by default

@@ -1,4 +1,4 @@
-//! Measurements, reported and never judged by time: a table for people and a JSON file for comparisons.
+//! Measurements, reported and never judged by time: a table and a page for people, and a JSON file for comparisons.
 
 use anyhow::{Result, ensure};
 use serde::Serialize;
@@ -15,6 +15,7 @@ use crate::report::{self, Machine};
 mod idle;
 mod join;
 mod moves;
+mod page;
 mod peers;
 mod tunnels;
 
@@ -30,8 +31,8 @@ pub(crate) struct Options {
     /// Seconds of each throughput measurement
     #[arg(long, default_value_t = 3)]
     seconds: u64,
-    /// Only this tunnel (raw, vxlan, virtuoso, tinc, fastd, openvpn, vpncloud); may be repeated; by default all that
-    /// are installed
+    /// Only this tunnel (raw, vxlan, virtuoso, tinc, fastd, openvpn, n2n, vpncloud, quincy); may be repeated; by
+    /// default all that are installed
     #[arg(long)]
     tunnel: Vec<String>,
 }
@@ -60,6 +61,7 @@ struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     tunnels: Option<Tunnels>,
     /// Parts that failed, with the reason.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     failed: Vec<String>,
 }
 
@@ -82,7 +84,9 @@ pub(crate) fn run(settings: &Settings, options: &Options) -> Result<()> {
         }
     }
     report::write(&settings.report, "bench.json", &report)?;
-    console::line(format!("\nWritten to {}", settings.report.join("bench.json").display()));
+    let file = settings.report.join("bench.html");
+    page::write(&file, &report)?;
+    console::line(format!("\nWritten to {} and bench.json beside it", file.display()));
     ensure!(report.failed.is_empty(), "{} parts could not be measured", report.failed.len());
     Ok(())
 }

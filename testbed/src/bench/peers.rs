@@ -17,7 +17,9 @@ use crate::wait;
 
 mod fastd;
 mod kernel;
+mod n2n;
 mod openvpn;
+mod quincy;
 mod tinc;
 mod virtuoso;
 mod vpncloud;
@@ -64,8 +66,10 @@ pub(super) struct Tunnel {
 
 struct Daemons(Vec<Child>);
 
-pub(super) fn all() -> [Peer; 7] {
-    [kernel::RAW, kernel::VXLAN, virtuoso::VIRTUOSO, tinc::TINC, fastd::FASTD, openvpn::OPENVPN, vpncloud::VPNCLOUD]
+pub(super) fn all() -> Vec<Peer> {
+    let ours = [kernel::RAW, kernel::VXLAN, virtuoso::VIRTUOSO];
+    let others = [tinc::TINC, fastd::FASTD, openvpn::OPENVPN, n2n::N2N, vpncloud::VPNCLOUD, quincy::QUINCY];
+    ours.into_iter().chain(others).collect()
 }
 
 impl Peer {
