@@ -13,7 +13,9 @@ pub mod problem;
 mod router;
 pub mod socket;
 mod stream;
+mod upgrade;
 
+pub(crate) use handlers::display::DISPLAY_PROTOCOL;
 pub(crate) use handlers::vm::CONSOLE_PROTOCOL;
 pub use router::{Api, openapi, serve};
 

@@ -8,6 +8,7 @@ mod addresses;
 mod cgroup;
 mod console;
 mod disk;
+mod display;
 mod error;
 mod initrd;
 mod machine;

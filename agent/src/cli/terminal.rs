@@ -5,6 +5,7 @@ use std::io::{self, Read as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 /// Ctrl-], as in telnet: no shell and no editor uses it.
@@ -48,7 +49,8 @@ fn set(termios: &libc::termios) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Joins the terminal with `guest` until the user detaches or the guest ends. True if the user detached.
+/// Joins the terminal with `guest` until the user detaches or the guest ends. True if the user detached. Signals that
+/// end programs are a way to detach: the terminal is what it was before.
 pub(super) async fn join(guest: impl AsyncRead + AsyncWrite) -> io::Result<bool> {
     let raw = Raw::enter()?;
     let (mut read, mut write) = tokio::io::split(guest);
@@ -74,9 +76,14 @@ pub(super) async fn join(guest: impl AsyncRead + AsyncWrite) -> io::Result<bool>
         }
         Ok(true)
     };
+    let [mut interrupt, mut terminate, mut hangup] =
+        [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?];
     tokio::select! {
         ended = show => ended,
         detached = type_in => detached,
+        _ = interrupt.recv() => Ok(true),
+        _ = terminate.recv() => Ok(true),
+        _ = hangup.recv() => Ok(true),
     }
 }
 

@@ -1,12 +1,13 @@
 //! `virtuoso vm`: virtual machines, on any host.
 
+use super::display::DisplayArgs;
 use super::format::{bytes, list, seconds, yes};
 use super::table::Table;
 use super::{Asking, output, terminal};
 use crate::config::check_label;
 use crate::control::CONSOLE_PROTOCOL;
 use crate::control::client::Call;
-use crate::control::model::{Vm, VmCreate, VmStop};
+use crate::control::model::{BootDevice, Vm, VmCreate, VmStop};
 use crate::name::Name;
 use crate::size::ByteSize;
 use anyhow::Context;
@@ -80,6 +81,16 @@ allowed to read them there.")]
         #[arg(long)]
         log: bool,
     },
+    /// A VM's display, for a VNC viewer on this machine
+    #[command(after_help = "\
+Examples:
+  virtuoso vm display web
+  virtuoso vm display web --listen 127.0.0.1:5901 --no-viewer
+  virtuoso vm display web --unix ~/web.vnc
+  virtuoso vm display web --screenshot web.png
+
+A viewer is started if one is installed and there is a screen. Without one, open the address that is printed.")]
+    Display(DisplayArgs),
 }
 
 #[derive(Args)]
@@ -87,7 +98,7 @@ pub(super) struct CreateArgs {
     /// Its name
     name: Name,
     /// The image that its disk begins as
-    #[arg(long, value_name = "NAME", required_unless_present = "kernel", conflicts_with = "kernel")]
+    #[arg(long, value_name = "NAME", required_unless_present_any = ["kernel", "disk"], conflicts_with = "kernel")]
     image: Option<Name>,
     /// A kernel to boot, a file on its host
     #[arg(long, value_name = "FILE")]
@@ -98,6 +109,9 @@ pub(super) struct CreateArgs {
     /// The kernel's command line
     #[arg(long, value_name = "TEXT", requires = "kernel", default_value = "", hide_default_value = true)]
     append: String,
+    /// What its firmware tries first; a disk that can't be booted, as an empty one, is passed over
+    #[arg(long, value_name = "DEVICE", default_value = "disk", conflicts_with = "kernel")]
+    boot: BootDevice,
     /// A network to plug it into; can be repeated
     #[arg(long = "net", value_name = "NETWORK")]
     networks: Vec<Name>,
@@ -168,9 +182,11 @@ impl VmVerb {
                 let guest = asking.client.upgraded(call).await?;
                 output::hint(&format!("Console of {name}. Ctrl-] detaches.\r"));
                 let detached = terminal::join(guest).await.context("The console broke off")?;
-                output::hint(if detached { "\r\nDetached." } else { "\r\nThe VM has ended." });
+                let told = if detached { "Detached.".to_owned() } else { why_ended(asking, &name).await };
+                output::hint(&format!("\n{told}"));
                 Ok(ExitCode::SUCCESS)
             }
+            Self::Display(args) => args.run(asking).await,
         }
     }
 }
@@ -191,6 +207,7 @@ impl CreateArgs {
             kernel: self.kernel,
             initrd: self.initrd,
             append: self.append,
+            boot: Some(self.boot),
             networks: self.networks,
             spoofing: self.spoofing.as_deref() == Some("allow"),
             labels: self.labels.into_iter().collect(),
@@ -201,6 +218,15 @@ impl CreateArgs {
             best: self.best,
             host_labels: self.host_labels,
         })
+    }
+}
+
+/// Why a console has come to its end.
+async fn why_ended(asking: &Asking, name: &Name) -> String {
+    match asking.client.fetch::<Vm>(Call::get(format!("/v1/vms/{name}"))).await {
+        Ok(vm) if vm.state == "running" => format!("The connection was lost, and VM {name} runs on: try again."),
+        Ok(vm) => format!("VM {name} is {}.", vm.state),
+        Err(error) => format!("The connection was lost: {error}"),
     }
 }
 

@@ -12,6 +12,7 @@ use axum::extract::Request;
 use axum::response::Response;
 use futures::future::BoxFuture;
 use std::sync::Arc;
+use tokio::net::UnixStream;
 use tokio::sync::watch;
 use virtuoso_overlay::ids::HostId;
 
@@ -100,6 +101,10 @@ pub trait Backend: Send + Sync + 'static {
     fn delete_vm(&self, name: Name, force: bool) -> Answer<'_, ()>;
     /// The console of a VM of this host.
     fn vm_console(&self, name: Name) -> Answer<'_, Arc<Console>>;
+    /// A connection to the VNC server of a VM of this host.
+    fn vm_display(&self, name: Name) -> Answer<'_, UnixStream>;
+    /// What the display of a VM of this host shows, as a PNG.
+    fn vm_screenshot(&self, name: Name) -> Answer<'_, Vec<u8>>;
 
     /// The host that a request is for; nothing if it is this one or none is known.
     fn place(&self, target: Target) -> Answer<'_, Option<HostId>>;

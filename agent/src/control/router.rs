@@ -107,7 +107,7 @@ fn common_routes() -> Router<Api> {
 }
 
 fn routes() -> OpenApiRouter<Api> {
-    use handlers::{agent, host, image, network, swarm, vm};
+    use handlers::{agent, display, host, image, network, swarm, vm};
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(agent::status))
         .routes(routes!(agent::doctor))
@@ -138,6 +138,8 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(vm::stop))
         .routes(routes!(vm::reset))
         .routes(routes!(vm::history, vm::console))
+        .routes(routes!(display::display))
+        .routes(routes!(display::screenshot))
 }
 
 /// Whoever can connect may look; to change something takes rights.

@@ -5,7 +5,7 @@ use super::client::{Call, Client, ClientError};
 use super::model::*;
 use super::problem::{ApiError, ErrorCode};
 use super::socket::ControlSocket;
-use super::{Api, serve};
+use super::{Api, DISPLAY_PROTOCOL, serve};
 use crate::config::Source;
 use crate::events::{Event, EventKind, EventLog};
 use crate::name::Name;
@@ -180,6 +180,18 @@ impl Backend for Fake {
     fn vm_console(&self, name: Name) -> Answer<'_, Arc<Console>> {
         Box::pin(async move { Err(ApiError::conflict(format!("VM `{name}` does not run"))) })
     }
+    /// A display that says what it gets.
+    fn vm_display(&self, _: Name) -> Answer<'_, tokio::net::UnixStream> {
+        let (near, mut far) = tokio::net::UnixStream::pair().unwrap();
+        tokio::spawn(async move {
+            let (mut read, mut write) = far.split();
+            tokio::io::copy(&mut read, &mut write).await
+        });
+        ok(near)
+    }
+    fn vm_screenshot(&self, _: Name) -> Answer<'_, Vec<u8>> {
+        ok(b"picture".to_vec())
+    }
     /// All VMs are here but `far`.
     fn place(&self, target: Target) -> Answer<'_, Option<HostId>> {
         ok((target == Target::Vm("far".parse().unwrap())).then_some(HostId([2; 32])))
@@ -269,6 +281,7 @@ async fn answers_and_refusals() {
         (Call::get("/v1/vms/a"), 404, ErrorCode::NotFound, "No VM `a`"),
         (Call::post("/v1/vms/far/start", &json!({})), 504, ErrorCode::Timeout, "/v1/vms/far/start"),
         (Call::post("/v1/vms/a/console", &json!({})), 400, ErrorCode::InvalidRequest, "Upgrade"),
+        (Call::post("/v1/vms/a/display", &json!({})), 400, ErrorCode::InvalidRequest, "Upgrade"),
         (Call::post("/v1/vms", &json!({"name": "a"})), 422, ErrorCode::InvalidRequest, "memory_bytes"),
         (Call::delete("/v1/vms/a?forc=1"), 400, ErrorCode::InvalidRequest, "forc"),
         (Call::post(attach, &json!({"interface": "a", "uplink": "b"})), 400, ErrorCode::InvalidRequest, "exclude"),
@@ -279,6 +292,19 @@ async fn answers_and_refusals() {
         assert_eq!((problem.status, problem.code), (status, code), "{problem:?}");
         assert!(problem.detail.contains(part), "{problem:?}");
     }
+}
+
+#[tokio::test]
+async fn a_display_is_carried_both_ways() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let served = served();
+    let call = Call::upgrade("/v1/vms/a/display", DISPLAY_PROTOCOL);
+    let mut viewer = served.client.upgraded(call).await.unwrap();
+    viewer.write_all(b"RFB 003.008\n").await.unwrap();
+    let mut echo = [0; 12];
+    viewer.read_exact(&mut echo).await.unwrap();
+    assert_eq!(&echo, b"RFB 003.008\n");
+    assert_eq!(&served.client.call(Call::get("/v1/vms/a/screenshot")).await.unwrap()[..], b"picture");
 }
 
 #[tokio::test]
@@ -297,7 +323,7 @@ async fn the_document_lists_every_address() {
     let document: Value = served.client.fetch(Call::get("/v1/openapi.json")).await.unwrap();
     let paths = document["paths"].as_object().unwrap();
     let operations: usize = paths.values().map(|path| path.as_object().unwrap().len()).sum();
-    assert_eq!((paths.len(), operations), (29, 36), "{:?}", paths.keys());
+    assert_eq!((paths.len(), operations), (31, 38), "{:?}", paths.keys());
     assert!(document["components"]["schemas"]["ApiError"].is_object());
 }
 

@@ -24,6 +24,7 @@ use axum::response::Response;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::UnixStream;
 use tokio::sync::{Mutex, watch};
 use virtuoso_overlay::ids::{HostId, Mac};
 use virtuoso_overlay::table::NetworkRow;
@@ -355,6 +356,14 @@ impl Backend for Agent {
 
     fn vm_console(&self, name: Name) -> Answer<'_, Arc<Console>> {
         Box::pin(async move { self.vms.console(&name).map_err(vm_error) })
+    }
+
+    fn vm_display(&self, name: Name) -> Answer<'_, UnixStream> {
+        Box::pin(async move { self.vms.display(&name).await.map_err(vm_error) })
+    }
+
+    fn vm_screenshot(&self, name: Name) -> Answer<'_, Vec<u8>> {
+        Box::pin(async move { self.vms.screenshot(&name).await.map_err(vm_error) })
     }
 
     fn place(&self, target: Target) -> Answer<'_, Option<HostId>> {

@@ -5,7 +5,7 @@ use super::{Core, Handle};
 use crate::control::backend::{Backend, Origin, Target};
 use crate::control::extract::host_query;
 use crate::control::forward::{self, CONTROL};
-use crate::control::model::{Vm, VmCreate, VmDetails};
+use crate::control::model::{BootDevice, Vm, VmCreate, VmDetails};
 use crate::control::problem::{ApiError, ErrorCode};
 use crate::entropy;
 use crate::name::Name;
@@ -204,7 +204,9 @@ impl Core {
                 let unknown = || ApiError::not_found(format!("No host has an image {name}"));
                 Boot::Image { digest: image.ok_or_else(unknown)?.digest, name }
             }
-            _ => return Err(ApiError::invalid("A VM boots a kernel or an image: name one of them")),
+            (None, None) if request.disk_bytes > 0 => Boot::Disk,
+            (None, None) => return Err(ApiError::invalid("A VM boots a kernel, an image or its own disk: name one")),
+            (Some(_), Some(_)) => return Err(ApiError::invalid("A VM boots a kernel or an image, not both")),
         };
         let mut nics = Vec::new();
         for (index, network) in request.networks.into_iter().enumerate() {
@@ -217,6 +219,7 @@ impl Core {
             memory_bytes: request.memory_bytes,
             disk_bytes: request.disk_bytes,
             boot,
+            cdrom_first: request.boot == Some(BootDevice::Cdrom),
             nics,
             labels: request.labels,
             ssh_keys: request.ssh_keys,
@@ -316,7 +319,7 @@ fn details(info: VmInfo) -> VmDetails {
         disk_bytes: spec.disk_bytes,
         kernel: match &spec.boot {
             Boot::Kernel { kernel, .. } => Some(kernel.display().to_string()),
-            Boot::Image { .. } => None,
+            Boot::Image { .. } | Boot::Disk => None,
         },
         labels: spec.labels,
         restart: spec.restart,

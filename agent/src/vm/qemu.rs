@@ -14,6 +14,9 @@ const SLOT_RNG: u8 = 0x05;
 const SLOT_NIC: u8 = 0x08;
 const SLOT_DISK: u8 = 0x10;
 
+/// The CD-ROM drive. Every VM has one, with or without a medium: a drive can't come later without the guest's help.
+pub(super) const DRIVE: &str = "cd0";
+
 /// Cache of translated code without KVM. QEMU's own default is a gigabyte.
 const TCG_CACHE_MIB: u32 = 256;
 
@@ -92,7 +95,7 @@ impl Launch<'_> {
                 }
                 arguments.option("-append", append);
             }
-            Boot::Image { .. } => {}
+            Boot::Image { .. } | Boot::Disk => {}
         }
     }
 
@@ -100,6 +103,10 @@ impl Launch<'_> {
         let device = |kind: &str, id: &str, slot: u8| format!("{kind},id={id},bus=pci.0,addr={slot:#x}");
         arguments.option("-device", device("VGA", "vga0", SLOT_VGA));
         arguments.option("-device", device("virtio-scsi-pci", "scsi0", SLOT_SCSI));
+        // The firmware tries them in this order.
+        let (drive_turn, disk_turn) = if self.spec.cdrom_first { (1, 2) } else { (2, 1) };
+        let place = "bus=scsi0.0,channel=0,scsi-id=0,lun=0";
+        arguments.option("-device", format!("scsi-cd,id={DRIVE},{place},bootindex={drive_turn}"));
         arguments.option("-object", "rng-random,id=entropy0,filename=/dev/urandom");
         arguments.option("-device", format!("{},rng=entropy0", device("virtio-rng-pci", "rng0", SLOT_RNG)));
         for (index, (nic, fd)) in self.spec.nics.iter().zip(&self.taps).enumerate() {
@@ -113,7 +120,7 @@ impl Launch<'_> {
             let node = "driver=qcow2,node-name=disk0,discard=unmap,file.driver=file,file.filename=";
             arguments.option("-blockdev", format!("{node}{disk}"));
             let device = device("virtio-blk-pci", "vd0", SLOT_DISK);
-            arguments.option("-device", format!("{device},drive=disk0,bootindex=1"));
+            arguments.option("-device", format!("{device},drive=disk0,bootindex={disk_turn}"));
         }
         if let Some(seed) = &self.seed {
             let node = "driver=raw,node-name=seed0,read-only=on,file.driver=file,file.filename=";
@@ -179,6 +186,7 @@ mod tests {
             "-netdev tap,id=net0,fd=9,vhost=off",
             "id=nic0,bus=pci.0,addr=0x8,netdev=net0,mac=52:54:00:",
             "-initrd /boot/initrd,1 -append console=ttyS0 quiet",
+            "scsi-cd,id=cd0,bus=scsi0.0,",
             "a,,b",
         ] {
             assert!(line.contains(part), "{part} is not in {line}");
@@ -191,6 +199,9 @@ mod tests {
     fn disks_and_kvm_are_used_if_there_are_any() {
         let spec = Spec { disk_bytes: 1 << 30, ..spec() };
         let line = line(&spec, Accelerator::Kvm);
+        assert!(line.contains("drive=disk0,bootindex=1") && line.contains("lun=0,bootindex=2"), "{line}");
+        let first = self::line(&Spec { cdrom_first: true, ..spec }, Accelerator::Kvm);
+        assert!(first.contains("drive=disk0,bootindex=2") && first.contains("lun=0,bootindex=1"), "{first}");
         assert!(line.contains("-accel kvm") && line.contains("virtio-blk-pci,id=vd0,bus=pci.0,addr=0x10"), "{line}");
     }
 }

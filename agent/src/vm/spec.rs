@@ -31,6 +31,8 @@ pub struct Spec {
     pub disk_bytes: u64,
     /// What it boots.
     pub boot: Boot,
+    /// Whether the firmware tries the CD-ROM drive before the disk.
+    pub cdrom_first: bool,
     /// Its network interfaces, in the order of their PCI addresses.
     pub nics: Vec<Nic>,
     /// Labels.
@@ -65,6 +67,8 @@ pub enum Boot {
         /// Its content.
         digest: Text<Digest>,
     },
+    /// Its own disk, which begins empty, or what is in the CD-ROM drive.
+    Disk,
 }
 
 /// A network interface.
@@ -113,7 +117,7 @@ impl Spec {
     pub fn image(&self) -> Option<Digest> {
         match &self.boot {
             Boot::Image { digest, .. } => Some(digest.0),
-            Boot::Kernel { .. } => None,
+            Boot::Kernel { .. } | Boot::Disk => None,
         }
     }
 }
@@ -135,6 +139,7 @@ pub(super) mod tests {
                 initrd: Some("/boot/initrd,1".into()),
                 append: "console=ttyS0 quiet".into(),
             },
+            cdrom_first: false,
             nics: vec![Nic::new(id, "blue".parse().unwrap(), 0, 0)],
             labels: BTreeMap::new(),
             ssh_keys: vec![],

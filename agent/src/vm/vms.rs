@@ -225,7 +225,7 @@ impl Vms {
         let files = self.store.create(spec.id.0)?;
         let base = match &spec.boot {
             Boot::Image { name, digest } => Some(self.bases.get(name, digest.0).await?),
-            Boot::Kernel { .. } => None,
+            Boot::Kernel { .. } | Boot::Disk => None,
         };
         if spec.disk_bytes > 0 {
             disk::make(&spec, &files, base.as_deref()).await?;
@@ -362,7 +362,7 @@ impl Vms {
             initrd: initrd_of(machine, spec)?,
             seed: match &spec.boot {
                 Boot::Image { .. } if !spec.ssh_keys.is_empty() => Some(seed::make(spec, files.dir()).await?),
-                Boot::Image { .. } | Boot::Kernel { .. } => None,
+                Boot::Image { .. } | Boot::Kernel { .. } | Boot::Disk => None,
             },
         };
         Process::spawn(&qemu, &launch.arguments(), &inherited, &files.log())
@@ -437,10 +437,15 @@ impl Vms {
     /// # Errors
     /// If it does not.
     pub fn console(&self, name: &Name) -> anyhow::Result<Arc<Console>> {
-        let live = self.find(name)?.live();
+        Ok(self.live(name, "show the console of")?.1.console)
+    }
+
+    /// A VM that runs, with its process; `verb` says what for.
+    pub(super) fn live(&self, name: &Name, verb: &'static str) -> anyhow::Result<(Arc<Machine>, Live)> {
+        let machine = self.find(name)?;
         let why = virtuoso_overlay::vm::lifecycle::Denied::NotRunning;
-        let denied = VmError::Denied { name: name.clone(), verb: "show the console of", why };
-        Ok(live.ok_or(denied)?.console)
+        let live = machine.live().ok_or_else(|| VmError::Denied { name: name.clone(), verb, why })?;
+        Ok((machine, live))
     }
 
     /// What is known of a VM here.

@@ -6,11 +6,11 @@ use crate::control::extract::{Body, Named};
 use crate::control::model::{Vm, VmCreate, VmStop};
 use crate::control::problem::ApiError;
 use crate::control::router::Api;
+use crate::control::upgrade;
 use axum::extract::{Query, Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 
 /// What a console's connection is upgraded to.
@@ -109,23 +109,9 @@ pub(in crate::control) async fn history(State(api): State<Api>, Named(name): Nam
 pub(in crate::control) async fn console(
     State(api): State<Api>,
     Named(name): Named,
-    mut request: Request,
+    request: Request,
 ) -> Result<Response, ApiError> {
-    let wanted = request.headers().get(header::UPGRADE).is_some_and(|protocol| protocol == CONSOLE_PROTOCOL);
-    if !wanted {
-        return Err(ApiError::invalid(format!("A console needs `Upgrade: {CONSOLE_PROTOCOL}`")));
-    }
+    upgrade::require(&request, CONSOLE_PROTOCOL)?;
     let console = api.backend.vm_console(name).await?;
-    let upgrade = hyper::upgrade::on(&mut request);
-    tokio::spawn(async move {
-        match upgrade.await {
-            Ok(stream) => console.watch(TokioIo::new(stream)).await,
-            Err(error) => tracing::debug!("A console watcher is gone: {error}"),
-        }
-    });
-    let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
-    let headers = response.headers_mut();
-    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-    headers.insert(header::UPGRADE, HeaderValue::from_static(CONSOLE_PROTOCOL));
-    Ok(response)
+    Ok(upgrade::accept(request, CONSOLE_PROTOCOL, |watcher| async move { console.watch(watcher).await }))
 }

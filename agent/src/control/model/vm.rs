@@ -106,6 +106,9 @@ pub struct VmCreate {
     /// The kernel's command line.
     #[serde(default)]
     pub append: String,
+    /// What its firmware tries first; the disk by default. An empty disk can't be booted, so a CD-ROM is next then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<BootDevice>,
     /// The networks that it is plugged into.
     #[serde(default)]
     #[schema(value_type = Vec<String>)]
@@ -134,6 +137,16 @@ pub struct VmCreate {
     /// With `best`, labels that the host must have, as `key` or `key=value`.
     #[serde(default)]
     pub host_labels: Vec<String>,
+}
+
+/// What a VM's firmware boots from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum BootDevice {
+    /// Its own disk.
+    Disk,
+    /// The CD-ROM drive.
+    Cdrom,
 }
 
 /// Asks a virtual machine to end.
