@@ -17,6 +17,7 @@ mod switch_events;
 mod tables;
 mod uplinks;
 mod views;
+pub mod vm_names;
 mod vm_verbs;
 
 use crate::clock::Clock;
@@ -42,6 +43,7 @@ use uplinks::Uplink;
 use virtuoso_overlay::ids::{HostId, NetworkId};
 use virtuoso_overlay::membership::Ticket;
 use virtuoso_overlay::node::{Node, RequestId};
+use virtuoso_overlay::vm::names::Promises;
 
 pub use addresses::Readdress;
 pub use admission::Credentials;
@@ -116,6 +118,8 @@ pub struct Core {
     searches: image_source::Searches,
     /// Counts changes of VMs' rows.
     vm_changes: watch::Sender<u64>,
+    /// Names of VMs whose rows have not come yet.
+    name_promises: Promises,
     /// Who waits for the ticket of a swarm that has just begun.
     first_ticket: Option<oneshot::Sender<anyhow::Result<Ticket>>>,
 }
@@ -177,6 +181,7 @@ impl Core {
             sync_requests: BTreeMap::new(),
             searches: image_source::Searches::default(),
             vm_changes: watch::Sender::default(),
+            name_promises: Promises::default(),
             first_ticket: None,
             handle: Handle(sender),
             config,

@@ -7,6 +7,7 @@ use crate::control::forward::serve_members;
 use crate::control::socket::ControlSocket;
 use crate::control::{self, Api};
 use crate::core::ports::Sockets;
+use crate::core::vm_names::{Names, VM_NAME, serve_names};
 use crate::core::{Agent, Core, Credentials, Parts};
 use crate::engine::{self, ControlPort, EngineConfig, EngineHandle, Socket, control_endpoint_config};
 use crate::entropy;
@@ -99,7 +100,7 @@ async fn serve(source: &Source, config: Config, log: &LogHandle) -> anyhow::Resu
     let mut running = tokio::spawn(core.run(runner, stopped.clone()));
     let devices = Arc::new(Mutex::default());
     let sockets = Sockets { core: handle.clone(), netdev: netdev.clone(), devices: devices.clone() };
-    let vms = open_vms(&state, sockets, &images, &events, clock, &facts).await?;
+    let vms = open_vms(&state, (sockets, streams.clone()), &images, &events, clock, &facts).await?;
     let (core, kept, told, to_others) = (handle.clone(), images.clone(), events.clone(), streams.clone());
     let agent = Agent { core, engine, netdev, images: kept, events: told, devices, vms, streams: to_others };
     let (config_changes, current) = watch::channel(Arc::new(config));
@@ -129,14 +130,16 @@ async fn serve(source: &Source, config: Config, log: &LogHandle) -> anyhow::Resu
 
 async fn open_vms(
     state: &StateDir,
-    sockets: Sockets,
+    (sockets, streams): (Sockets, Streams),
     images: &Arc<ImageStore>,
     events: &EventLog,
     clock: Clock,
     facts: &HostFacts,
 ) -> anyhow::Result<Arc<Vms>> {
     let (state_dir, core) = (state.path().into(), sockets.core.clone());
-    let parts = vm::Parts { state_dir, core, sockets, images: images.clone(), events: events.clone(), clock };
+    tokio::spawn(serve_names(core.clone(), streams.serve(VM_NAME)));
+    let names = Names { core: core.clone(), streams };
+    let parts = vm::Parts { state_dir, core, sockets, names, images: images.clone(), events: events.clone(), clock };
     Vms::open(parts, facts).await
 }
 

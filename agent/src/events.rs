@@ -174,6 +174,16 @@ pub enum EventKind {
         name: String,
         reason: String,
     },
+    /// A VM of this host has another name: one of its old name was on another host when they met.
+    VmRenamed {
+        #[schema(value_type = String)]
+        vm: Text<VmId>,
+        from: String,
+        to: String,
+        /// Who has the VM that keeps the name.
+        #[schema(value_type = String)]
+        kept_by: Text<HostId>,
+    },
     /// A VM of this host was removed.
     VmDeleted {
         #[schema(value_type = String)]

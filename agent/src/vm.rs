@@ -12,6 +12,7 @@ mod display;
 mod error;
 mod initrd;
 mod machine;
+mod names;
 mod process;
 mod qemu;
 pub mod qmp;

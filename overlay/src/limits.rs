@@ -135,6 +135,8 @@ pub const PENDING_MAX: usize = 256;
 
 /// VMs that one host keeps, running or not: each has a directory, a row, and while it runs a process and two tasks.
 pub const VMS_PER_HOST_MAX: usize = 256;
+/// Names of VMs that are being made which one host keeps for others, each for a few seconds.
+pub const NAME_PROMISES_MAX: usize = 1024;
 /// How often a VM that fails begins again within [`VM_RESTARTS_TIME`]. More is a fault that restarts don't mend.
 pub const VM_RESTARTS_MAX: usize = 3;
 /// See [`VM_RESTARTS_MAX`].

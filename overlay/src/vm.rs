@@ -1,4 +1,5 @@
-//! What a host decides about VMs: whether it has room for one, and what its state allows.
+//! What a host decides about VMs: whether it has room for one, which has a name, and what its state allows.
 
 pub mod lifecycle;
+pub mod names;
 pub mod reservations;

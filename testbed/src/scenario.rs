@@ -32,6 +32,7 @@ mod partition;
 mod startup;
 mod vlan;
 mod vm;
+mod vm_names;
 
 #[derive(Clone)]
 pub(crate) struct Scenario {
@@ -65,7 +66,7 @@ enum Verdict {
 
 /// All scenarios, the simple ones first.
 pub(crate) fn all() -> Vec<Scenario> {
-    let groups: [&[Scenario]; 16] = [
+    let groups: [&[Scenario]; 17] = [
         emulator::SCENARIOS,
         startup::SCENARIOS,
         join::SCENARIOS,
@@ -82,6 +83,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         crash::SCENARIOS,
         conflict::SCENARIOS,
         vm::SCENARIOS,
+        vm_names::SCENARIOS,
     ];
     groups.into_iter().flatten().cloned().collect()
 }

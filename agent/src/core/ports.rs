@@ -14,6 +14,7 @@ use tokio::sync::Mutex;
 use virtuoso_overlay::ids::{HostId, Mac, NetworkId, VmId};
 use virtuoso_overlay::names::Owner;
 use virtuoso_overlay::table::{Body, Key, VmRow, VmState};
+use virtuoso_overlay::time::UnixTime;
 use virtuoso_overlay::vm::reservations::Share;
 
 /// MAC addresses that are tried for an interface. Of 16 million, the first is nearly always free.
@@ -143,6 +144,7 @@ impl Core {
                 memory_bytes: spec.memory_bytes,
                 image: spec.image(),
                 nics: nics.collect(),
+                made: UnixTime(spec.made_s),
             };
             if told.get(&row.id) != Some(&row) {
                 node.put(now, Body::Vm(row));

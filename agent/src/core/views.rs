@@ -284,6 +284,7 @@ impl Core {
             VmState::Paused => "paused",
             VmState::Migrating => "migrating",
             VmState::Crashed => "crashed",
+            VmState::Creating => "creating",
         };
         let nic = |(network, mac, given): &(NetworkId, Mac, Option<IpAddr>)| {
             let seen = self.ips_of(host, *network, *mac).into_iter().filter(|ip| Some(*ip) != *given);

@@ -10,7 +10,7 @@ use crate::control::problem::{ApiError, ErrorCode};
 use crate::entropy;
 use crate::name::Name;
 use crate::text::Text;
-use crate::vm::{Boot, Nic, Spec, VmInfo};
+use crate::vm::{Boot, Nic, Spec, VmError, VmInfo};
 use anyhow::Context;
 use axum::body::{Body, to_bytes};
 use axum::extract::Request;
@@ -84,7 +84,10 @@ impl Agent {
                 Ok(vm) => return Ok(vm),
                 // It may have been made there: another one elsewhere would be its double.
                 Err(error) if error.code == ErrorCode::Timeout => return Err(error),
-                Err(error) if error.code == ErrorCode::InvalidRequest => return Err(error),
+                // No other host would say otherwise.
+                Err(error) if matches!(error.code, ErrorCode::InvalidRequest | ErrorCode::Conflict) => {
+                    return Err(error);
+                }
                 Err(error) => reasons.push(format!("{}: {}", found.host.name, error.detail)),
             }
         }
@@ -195,7 +198,7 @@ impl Core {
             && row.id != id
         {
             let host = self.name_of(host);
-            return Err(ApiError::conflict(format!("There is a VM {} already, on host {host}", request.name)));
+            return Err(VmError::NameTaken { name: request.name.to_string(), host }.into());
         }
         let boot = match (request.kernel, request.image) {
             (Some(kernel), None) => Boot::Kernel { kernel, initrd: request.initrd, append: request.append },
@@ -215,6 +218,7 @@ impl Core {
         Ok(Spec {
             id: Text(id),
             name: request.name,
+            made_s: self.clock.now().wall.0,
             vcpus: request.vcpus,
             memory_bytes: request.memory_bytes,
             disk_bytes: request.disk_bytes,
@@ -303,7 +307,7 @@ async fn wait_for_row(core: &Handle, name: &Name) {
 
 /// Errors of VMs keep their codes.
 pub(super) fn vm_error(error: anyhow::Error) -> ApiError {
-    let error = match error.downcast::<crate::vm::VmError>() {
+    let error = match error.downcast::<VmError>() {
         Ok(known) => return known.into(),
         Err(other) => other,
     };

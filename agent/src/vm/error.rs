@@ -14,6 +14,17 @@ pub enum VmError {
     /// There is no room.
     #[error("This host has no room for VM {0}: {1}")]
     NoRoom(Name, Refusal),
+    /// Another VM has the name, or gets it.
+    #[error("There is a VM {name} already, on host {host}")]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// The other VM's host.
+        host: String,
+    },
+    /// Too many VMs are made at once.
+    #[error("Too many VMs are being made in the swarm at once: try again in a few seconds")]
+    NamesBusy,
     /// The VM's state forbids it.
     #[error("Can't {verb} VM {name}: {why}")]
     Denied {
@@ -44,7 +55,10 @@ impl VmError {
     fn code(&self) -> ErrorCode {
         match self {
             Self::NotFound(_) => ErrorCode::NotFound,
-            Self::NoRoom(_, Refusal::NameTaken(_)) | Self::Denied { .. } => ErrorCode::Conflict,
+            Self::NoRoom(_, Refusal::NameTaken(_)) | Self::NameTaken { .. } | Self::Denied { .. } => {
+                ErrorCode::Conflict
+            }
+            Self::NamesBusy => ErrorCode::Unavailable,
             Self::NoRoom(..) => ErrorCode::NoSpace,
             Self::DidNotStart { .. } => ErrorCode::Internal,
             Self::Missing(_) => ErrorCode::MissingRights,

@@ -23,6 +23,8 @@ pub struct Spec {
     pub id: Text<VmId>,
     /// Its name.
     pub name: Name,
+    /// When it was made, in seconds since 1970.
+    pub made_s: u64,
     /// Virtual CPUs.
     pub vcpus: u32,
     /// Memory.
@@ -131,6 +133,7 @@ pub(super) mod tests {
         Spec {
             id: Text(id),
             name: "vm-8-1".parse().unwrap(),
+            made_s: 1_800_000_000,
             vcpus: 2,
             memory_bytes: 128 << 20,
             disk_bytes: 0,

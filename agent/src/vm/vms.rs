@@ -10,15 +10,17 @@ use super::qmp::Qmp;
 use super::spec::{Boot, Spec};
 use super::store::{Record, Store};
 use super::supervisor::{clean_up, supervise};
-use super::{addresses, cgroup::Cgroup, initrd, seed};
+use super::{addresses, cgroup::Cgroup, initrd, names, seed};
 use crate::clock::Clock;
 use crate::core::Handle;
 use crate::core::Readdress;
 use crate::core::ports::Sockets;
+use crate::core::vm_names::{LostName, Names};
 use crate::events::{EventKind, EventLog};
 use crate::facts::HostFacts;
 use crate::image::ImageStore;
 use crate::name::Name;
+use crate::text::Text;
 use anyhow::Context;
 use std::collections::BTreeMap;
 use std::fs::Permissions;
@@ -45,6 +47,8 @@ pub struct Parts {
     pub core: Handle,
     /// Plugs interfaces into networks.
     pub sockets: Sockets,
+    /// Asks for names.
+    pub names: Names,
     /// The image store.
     pub images: Arc<ImageStore>,
     /// What the operator may watch.
@@ -61,6 +65,8 @@ pub struct Vms {
     qemu: Result<PathBuf, String>,
     accelerator: Accelerator,
     machines: Mutex<BTreeMap<VmId, Arc<Machine>>>,
+    /// VMs that are being made.
+    coming: Mutex<BTreeMap<VmId, Spec>>,
     reservations: Mutex<Reservations>,
     /// Held for reading while VMs are made, whose images no other VM may use yet.
     making: tokio::sync::RwLock<()>,
@@ -96,6 +102,7 @@ impl Vms {
             qemu: qemu.path.clone().filter(|_| qemu.usable).ok_or_else(|| qemu.why.clone()),
             accelerator: if facts.kvm.usable { Accelerator::Kvm } else { Accelerator::Tcg },
             machines: Mutex::default(),
+            coming: Mutex::default(),
             reservations: Mutex::default(),
             making: tokio::sync::RwLock::default(),
             telling: tokio::sync::Mutex::default(),
@@ -106,6 +113,7 @@ impl Vms {
         }
         vms.publish().await;
         tokio::spawn(addresses::follow(Arc::downgrade(&vms), vms.parts.core.clone()));
+        tokio::spawn(names::follow(Arc::downgrade(&vms), vms.parts.names.clone()));
         Ok(vms)
     }
 
@@ -213,11 +221,21 @@ impl Vms {
             Reserved::Before => return Ok(()),
             Reserved::New => {}
         }
-        let made = self.make(spec, start).await;
-        if made.is_err() {
-            self.forget(id).await;
+        let made = self.make_under_its_name(spec, start).await;
+        self.coming().remove(&id);
+        match made {
+            Ok(()) => self.publish().await,
+            Err(_) => self.forget(id).await,
         }
         made
+    }
+
+    async fn make_under_its_name(self: &Arc<Self>, spec: Spec, start: bool) -> anyhow::Result<()> {
+        let promised = self.parts.names.claim(&spec.name, spec.id.0).await?;
+        self.coming().insert(spec.id.0, spec.clone());
+        self.publish().await;
+        promised.keep().await;
+        self.make(spec, start).await
     }
 
     async fn make(self: &Arc<Self>, spec: Spec, start: bool) -> anyhow::Result<()> {
@@ -235,17 +253,17 @@ impl Vms {
         files.write(&record)?;
         let machine = Machine::new(files, record, VmState::Stopped);
         self.machines().insert(id.0, machine.clone());
+        self.parts.names.check(id.0).await?;
         if start {
             self.start_machine(&machine).await?;
         }
         self.tell(EventKind::VmCreated { vm: id, name });
-        self.publish().await;
         Ok(())
     }
 
     /// Removes all of a VM that does not run.
     async fn forget(&self, id: VmId) {
-        let machine = self.machines().remove(&id);
+        self.machines().remove(&id);
         let files = self.store.files(id);
         if files.dir().exists()
             && let Err(error) = files.remove()
@@ -253,9 +271,7 @@ impl Vms {
             tracing::warn!("{error:#}");
         }
         self.reservations().release(id);
-        if machine.is_some() {
-            self.publish().await;
-        }
+        self.publish().await;
         let _alone = self.making.write().await;
         let used: Vec<_> = self.all().iter().filter_map(|machine| machine.spec().image()).collect();
         self.bases.retain(|digest| used.contains(&digest)).await;
@@ -432,6 +448,21 @@ impl Vms {
         Ok(())
     }
 
+    /// Gives a VM another name, because its own is that of a VM elsewhere.
+    pub(super) async fn rename(&self, lost: LostName) -> anyhow::Result<()> {
+        let Some(machine) = self.machines().get(&lost.vm).cloned() else { return Ok(()) };
+        let _turn = machine.turn.lock().await;
+        let (from, to): (Name, Name) = (machine.spec().name, lost.name.parse()?);
+        machine.keep(|record| record.spec.name = to.clone())?;
+        let spec = machine.spec();
+        self.reservations().restore(spec.id.0, &to, spec.share());
+        tracing::warn!(%from, %to, kept_by = %lost.to, "Two VMs had one name: this host's has another one now");
+        let (from, to) = (from.to_string(), to.to_string());
+        self.tell(EventKind::VmRenamed { vm: spec.id, from, to, kept_by: Text(lost.to) });
+        self.publish().await;
+        Ok(())
+    }
+
     /// The console of a VM that runs.
     ///
     /// # Errors
@@ -482,7 +513,10 @@ impl Vms {
     /// Makes the tables say what there is.
     pub async fn publish(&self) {
         let _telling = self.telling.lock().await;
-        let vms: Vec<_> = self.all().iter().map(|machine| (machine.spec(), machine.state())).collect();
+        let mut vms: BTreeMap<_, _> =
+            self.all().iter().map(|machine| (machine.spec().id.0, (machine.spec(), machine.state()))).collect();
+        vms.extend(self.coming().iter().map(|(id, spec)| (*id, (spec.clone(), VmState::Creating))));
+        let vms = vms.into_values().collect();
         let held = self.reservations().total();
         // Without a core the agent is stopping.
         self.parts.core.call(move |core| core.set_vms(vms, held)).await.ok();
@@ -508,6 +542,10 @@ impl Vms {
     /// No holder can panic half-way; the same holds for the reservations.
     fn machines(&self) -> MutexGuard<'_, BTreeMap<VmId, Arc<Machine>>> {
         self.machines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn coming(&self) -> MutexGuard<'_, BTreeMap<VmId, Spec>> {
+        self.coming.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn reservations(&self) -> MutexGuard<'_, Reservations> {

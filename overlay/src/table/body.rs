@@ -121,6 +121,8 @@ pub struct VmRow {
     pub image: Option<Digest>,
     /// Its network interfaces, with the addresses that its host has given them.
     pub nics: Vec<(NetworkId, Mac, Option<IpAddr>)>,
+    /// When it was made, by its host's clock. Of two VMs of one name the older one keeps it.
+    pub made: UnixTime,
 }
 
 /// What a VM does.
@@ -136,6 +138,8 @@ pub enum VmState {
     Migrating,
     /// It ended by itself in disorder.
     Crashed,
+    /// It is being made: it has its name and its share of the host, and no process yet.
+    Creating,
 }
 
 /// A host that waits for approval.

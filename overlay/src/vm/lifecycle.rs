@@ -49,6 +49,9 @@ pub enum Denied {
     /// It is between two hosts.
     #[error("it is on its way to another host")]
     Migrating,
+    /// It is not there yet.
+    #[error("it is being made")]
+    Creating,
 }
 
 /// Whether a VM whose process failed begins again.
@@ -66,9 +69,10 @@ pub enum RestartPolicy {
 /// # Errors
 /// If the VM's state does not allow it.
 pub fn decide(state: VmState, wish: Wish) -> Result<Step, Denied> {
-    use VmState::{Crashed, Migrating, Paused, Running, Stopped};
+    use VmState::{Crashed, Creating, Migrating, Paused, Running, Stopped};
     match (state, wish) {
         (Migrating, _) => Err(Denied::Migrating),
+        (Creating, _) => Err(Denied::Creating),
         (Stopped | Crashed, Wish::Start) => Ok(Step::Launch),
         (Running | Paused, Wish::Start) | (Stopped | Crashed, Wish::Stop | Wish::Kill) => Ok(Step::Nothing),
         (Running, Wish::Stop) => Ok(Step::PowerDown),
@@ -115,6 +119,7 @@ mod tests {
             (VmState::Running, Wish::Delete, Err(Denied::Running)),
             (VmState::Crashed, Wish::Delete, Ok(Step::Remove)),
             (VmState::Migrating, Wish::Start, Err(Denied::Migrating)),
+            (VmState::Creating, Wish::Delete, Err(Denied::Creating)),
         ] {
             assert_eq!(decide(state, wish), step, "{state:?} {wish:?}");
         }
