@@ -154,6 +154,13 @@ bench-peers: lab-deps ## Install the other tunnels that `bench` measures: from D
 	$(CARGO) install --locked vpncloud
 	$(CARGO) install --locked quincy-client quincy-server quincy-identity
 
+.PHONY: profile
+profile: lab-deps ## A flame graph of an agent that carries TCP: BENCH_ARGS="--streams 4"
+	$(call install-missing,perf:linux-perf)
+	@command -v inferno-flamegraph > /dev/null || $(CARGO) install --locked inferno
+	$(CARGO) build --release --locked -p virtuoso -p virtuoso-testbed
+	$(TARGET)/release/testbed profile $(BENCH_ARGS)
+
 .PHONY: fuzz
 fuzz: deps ## Fuzz the decoders: FUZZ="nd ticket" FUZZ_TIME=60, all for 10 s each by default
 	fuzz/run $(FUZZ_TIME) $(FUZZ)

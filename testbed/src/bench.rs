@@ -17,6 +17,7 @@ mod join;
 mod moves;
 mod page;
 mod peers;
+pub(crate) mod profile;
 mod tunnels;
 
 /// What to measure, and how long.

@@ -62,6 +62,8 @@ enum Verb {
     Demo,
     /// Measure, and print and write the figures
     Bench(bench::Options),
+    /// Draw where an agent's time goes while it carries TCP, as a flame graph
+    Profile(bench::profile::Options),
 }
 
 fn main() -> ExitCode {
@@ -105,6 +107,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Verb::Lab { .. } => site::run(&topology.context("The topology was just read")?, &settings)?,
         Verb::Demo => demo::run(&settings)?,
         Verb::Bench(options) => bench::run(&settings, &options)?,
+        Verb::Profile(options) => bench::profile::run(&settings, &options)?,
     }
     Ok(ExitCode::SUCCESS)
 }

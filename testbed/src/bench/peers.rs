@@ -72,6 +72,11 @@ pub(super) fn all() -> Vec<Peer> {
     ours.into_iter().chain(others).collect()
 }
 
+/// Our own agents.
+pub(super) fn own() -> Peer {
+    virtuoso::VIRTUOSO
+}
+
 impl Peer {
     /// Sets everything up, and waits until the guests reach each other.
     pub(super) fn start(&self, settings: &Settings) -> Result<Tunnel> {
@@ -101,11 +106,15 @@ impl Peer {
 }
 
 impl Tunnel {
-    /// Used so far by the processes that carry the frames.
-    pub(super) fn cpu_seconds(&self) -> Result<f64> {
+    /// The processes that carry the frames.
+    pub(super) fn pids(&self) -> Result<Vec<u32>> {
         let agents = self.lab.as_ref().map_or_else(|| Ok(Vec::new()), virtuoso::pids)?;
-        let pids = self.daemons.0.iter().map(Child::id).chain(agents);
-        pids.map(process::cpu_seconds).sum()
+        Ok(self.daemons.0.iter().map(Child::id).chain(agents).collect())
+    }
+
+    /// Used by them so far.
+    pub(super) fn cpu_seconds(&self) -> Result<f64> {
+        self.pids()?.into_iter().map(process::cpu_seconds).sum()
     }
 }
 
