@@ -20,6 +20,7 @@ pub mod ids;
 pub mod limits;
 pub mod membership;
 pub mod names;
+pub mod migrate;
 pub mod node;
 pub mod offload;
 mod rng;

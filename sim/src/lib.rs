@@ -18,6 +18,7 @@ pub mod glue;
 pub mod host;
 mod keys;
 mod links;
+pub mod migration;
 pub mod model;
 pub mod options;
 pub mod report;

@@ -1,9 +1,11 @@
 //! `virtuoso-sim`: seeds in, verdicts out.
 
 use clap::{Parser, Subcommand};
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::ops::Range;
 use std::process::ExitCode;
+use virtuoso_sim::migration;
 use virtuoso_sim::options::{Options, Redial};
 use virtuoso_sim::report::RunReport;
 use virtuoso_sim::scenarios::{moves, scale, swarm};
@@ -24,6 +26,18 @@ enum Command {
     Scale(ScaleArgs),
     /// Moves of guests in a very large swarm.
     Moves(MovesArgs),
+    /// One migration under every fault that there is.
+    Migrate(MigrateArgs),
+}
+
+#[derive(clap::Args)]
+struct MigrateArgs {
+    /// How many seeds, from 0 on.
+    #[arg(long, default_value_t = 200)]
+    seeds: u64,
+    /// One seed alone.
+    #[arg(long, conflicts_with = "seeds")]
+    seed: Option<u64>,
 }
 
 #[derive(clap::Args)]
@@ -91,6 +105,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run(&args),
         Command::Scale(args) => scale(&args),
         Command::Moves(args) => moves(&args),
+        Command::Migrate(args) => migrate(&args),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -129,6 +144,27 @@ fn moves(args: &MovesArgs) -> anyhow::Result<bool> {
     writeln!(std::io::stdout(), "{text}")?;
     Ok(report.missed.is_empty())
 }
+
+fn migrate(args: &MigrateArgs) -> anyhow::Result<bool> {
+    let seeds = args.seed.map_or(0..args.seeds, |seed| seed..seed + 1);
+    let mut ends: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut failed = 0_u64;
+    let mut out = std::io::stdout();
+    for report in seeds.map(migration::run) {
+        *ends.entry(report.end).or_default() += 1;
+        if report.failure.is_some() {
+            failed += 1;
+            writeln!(out, "{}", report.text())?;
+        }
+        anyhow::ensure!(failed < FAILURES_MAX, "{failed} seeds failed: the others are left out");
+    }
+    let ends: Vec<String> = ends.iter().map(|(end, count)| format!("{end} {count}")).collect();
+    writeln!(out, "{failed} failed; the VM ended at: {}", ends.join(", "))?;
+    Ok(failed == 0)
+}
+
+/// Failures that are shown: each has a long trace.
+const FAILURES_MAX: u64 = 3;
 
 fn options(seed: u64, args: &RunArgs) -> Options {
     let mut options = Options::draw(seed);

@@ -1,0 +1,380 @@
+//! The host that gets the VM.
+
+use super::{
+    ASK_TIME, Arrival, DOUBT_TIME, LOST_TIME_MAX, MigrationId, Notice, Phase, Step, ToSource, ToTarget, Verdict,
+    bounded,
+};
+use crate::claims::Claim;
+use crate::time::Instant;
+use std::collections::VecDeque;
+
+/// One migration on the host that gets the VM.
+///
+/// The caller carries the effects out in their order, each to its end before the next; what they lead to comes back as
+/// inputs.
+#[derive(Clone, Debug)]
+pub struct Target {
+    id: MigrationId,
+    state: State,
+    /// Since when the VM may run here, and the addresses that were signed over with it.
+    go: Option<(Instant, Vec<Claim>)>,
+    post_copy: bool,
+    /// An earlier agent may have let the guest run.
+    may_have_run: bool,
+    arrival: Arrival,
+    why: String,
+    timers: Timers,
+    effects: VecDeque<TargetEffect>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    Preparing,
+    Receiving,
+    /// All is here but the permission.
+    Holding,
+    Taking,
+    Running,
+    Dropping,
+    Shelving,
+    Done,
+}
+
+#[derive(Clone, Copy, Default, Debug)]
+struct Timers {
+    lost: Option<Instant>,
+    ask: Option<Instant>,
+    doubt: Option<Instant>,
+}
+
+/// What happened.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum TargetInput {
+    /// The source says something.
+    Said(ToTarget),
+    /// There is a stream to the source.
+    PeerFound,
+    /// There is none any more.
+    PeerLost,
+    /// A machine waits for disk and memory.
+    Prepared {
+        /// Whether it can fetch memory while the guest runs.
+        post_copy: bool,
+    },
+    /// All is here that the guest needs to run.
+    Loaded,
+    /// [`TargetEffect::Persist`] failed; what follows it has not been done.
+    NotPersisted(String),
+    /// An effect or QEMU failed; the guest has not run.
+    Broken(String),
+    /// QEMU ended.
+    Ended,
+    /// Answers [`TargetEffect::Resume`]: the guest runs, or may have run.
+    Resumed,
+    /// Answers [`TargetEffect::Resume`]: QEMU refuses, and the guest has not run.
+    NotResumed(String),
+    /// Answers [`TargetEffect::OpenPorts`].
+    Opened,
+    /// Answers [`TargetEffect::Drop`] and [`TargetEffect::Shelve`].
+    Dropped,
+    /// The operator says what became of the source.
+    Resolve(Verdict),
+    /// Time passed.
+    Timeout,
+}
+
+/// What the caller must do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum TargetEffect {
+    /// Write to the disk, and wait until it is there; `NotPersisted` if it can't be.
+    Persist(Phase),
+    /// Nothing about this migration must be kept any more.
+    Forget,
+    /// Say something to the source, if there is a stream to it.
+    Send(ToSource),
+    /// Reserve room and start a machine that waits. Leads to `Prepared` or `Broken`.
+    Prepare,
+    /// Let the guest run.
+    Resume,
+    /// Claim the guest's addresses and let its frames pass.
+    OpenPorts(Vec<Claim>),
+    /// The VM is this host's from now on, like any other.
+    Adopt,
+    /// Remove the copy: process, disk, definition.
+    Drop,
+    /// End the copy, which has run, and keep its disk aside.
+    Shelve,
+    /// Tell the operator.
+    Tell(Notice),
+}
+
+impl Target {
+    /// A migration that begins.
+    pub fn new(now: Instant, id: MigrationId) -> Self {
+        let mut target = Self::in_state(id, State::Preparing);
+        target.effects.extend([TargetEffect::Persist(Phase::Preparing), TargetEffect::Prepare]);
+        target.timers.lost = Some(now + LOST_TIME_MAX);
+        target
+    }
+
+    /// A migration that was under way when the agent ended. Nothing if `phase` is that of a source. `is_whole` says
+    /// whether QEMU lives and has all that the guest needs.
+    pub fn restore(now: Instant, id: MigrationId, phase: Phase, is_whole: bool) -> Option<Self> {
+        let mut target = match phase {
+            Phase::Preparing if is_whole => Self::in_state(id, State::Holding),
+            Phase::Preparing => Self::in_state(id, State::Dropping),
+            Phase::Taken if is_whole => Self::in_state(id, State::Taking),
+            Phase::Taken => Self::in_state(id, State::Running),
+            Phase::Trying | Phase::Given | Phase::Aborted => return None,
+        };
+        match target.state {
+            State::Holding => target.hold(now),
+            State::Taking => {
+                target.may_have_run = true;
+                target.effects.push_back(TargetEffect::Resume);
+            }
+            State::Running => {
+                target.arrival.has_ended = true;
+                target.run(now);
+            }
+            _ => target.drop_copy("the agent of the target was started again".into()),
+        }
+        Some(target)
+    }
+
+    fn in_state(id: MigrationId, state: State) -> Self {
+        Self {
+            id,
+            state,
+            go: None,
+            post_copy: false,
+            may_have_run: false,
+            arrival: Arrival::default(),
+            why: String::new(),
+            timers: Timers::default(),
+            effects: VecDeque::new(),
+        }
+    }
+
+    /// Takes the next effect.
+    pub fn poll_effect(&mut self) -> Option<TargetEffect> {
+        self.effects.pop_front()
+    }
+
+    /// When [`TargetInput::Timeout`] is due.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let Timers { lost, ask, doubt } = self.timers;
+        [lost, ask, doubt].into_iter().flatten().min()
+    }
+
+    /// Whether nothing is left to do.
+    pub fn is_done(&self) -> bool {
+        self.state == State::Done && self.effects.is_empty()
+    }
+
+    /// Whether the VM may run on this host.
+    pub const fn is_ours(&self) -> bool {
+        matches!(self.state, State::Taking | State::Running)
+    }
+
+    /// Takes an input.
+    pub fn handle(&mut self, now: Instant, input: TargetInput) {
+        match input {
+            TargetInput::Said(message) if message.id() == self.id => self.on_message(now, message),
+            TargetInput::Said(_) => {}
+            TargetInput::PeerFound => {
+                self.timers.lost = None;
+                self.ask(now);
+            }
+            TargetInput::PeerLost if matches!(self.state, State::Preparing | State::Receiving) => {
+                self.timers.lost = Some(now + LOST_TIME_MAX);
+            }
+            TargetInput::Prepared { post_copy } if self.state == State::Preparing => {
+                self.state = State::Receiving;
+                self.post_copy = post_copy;
+                self.send(ToSource::Ready { id: self.id, post_copy });
+            }
+            TargetInput::Loaded if self.state == State::Receiving => match self.go {
+                Some(_) => self.take(),
+                None => self.hold(now),
+            },
+            TargetInput::NotPersisted(why) => self.on_not_persisted(why),
+            TargetInput::Broken(why) if self.is_waiting() => self.drop_copy(why),
+            TargetInput::Ended => self.on_ended(now),
+            TargetInput::Resumed if self.state == State::Taking => self.on_resumed(),
+            TargetInput::NotResumed(why) if self.state == State::Taking => self.on_not_resumed(now, why),
+            TargetInput::Opened if self.state == State::Taking => self.on_opened(now),
+            TargetInput::Dropped => self.on_dropped(),
+            TargetInput::Resolve(Verdict::Here) if self.state == State::Holding => self.take(),
+            TargetInput::Resolve(Verdict::There) if self.is_waiting() => {
+                self.drop_copy("the operator says that it runs at the source".into());
+            }
+            TargetInput::Timeout => self.on_timeout(now),
+            TargetInput::PeerLost
+            | TargetInput::Prepared { .. }
+            | TargetInput::Loaded
+            | TargetInput::Broken(_)
+            | TargetInput::Resumed
+            | TargetInput::NotResumed(_)
+            | TargetInput::Opened
+            | TargetInput::Resolve(_) => {}
+        }
+    }
+
+    /// A copy that has not run and may be dropped.
+    const fn is_waiting(&self) -> bool {
+        matches!(self.state, State::Preparing | State::Receiving | State::Holding)
+    }
+
+    fn on_message(&mut self, now: Instant, message: ToTarget) {
+        match (message, self.state) {
+            (ToTarget::Go { handoffs, .. }, State::Preparing | State::Receiving) => self.go = Some((now, handoffs)),
+            (ToTarget::Go { handoffs, .. }, State::Holding) => {
+                self.go = Some((now, handoffs));
+                self.take();
+            }
+            (ToTarget::Go { .. }, State::Running) => self.tell_taken(now),
+            (ToTarget::Abort { why, .. }, _) if self.is_waiting() => self.drop_copy(why),
+            // The operator of the source decided otherwise while this host was out of its reach.
+            (ToTarget::Abort { .. }, State::Running) => {
+                self.state = State::Shelving;
+                self.timers = Timers::default();
+                self.why = "the copy that ran here was ended by a verdict at the source".into();
+                self.effects.extend([TargetEffect::Shelve, TargetEffect::Tell(Notice::Shelved)]);
+            }
+            (ToTarget::Finish { .. }, State::Running) => {
+                self.state = State::Done;
+                self.timers = Timers::default();
+                self.effects.push_back(TargetEffect::Forget);
+            }
+            (ToTarget::Finish { .. }, _) if self.is_waiting() => {
+                self.drop_copy("the source knows nothing of it".into());
+            }
+            (ToTarget::Offer(_), State::Receiving | State::Preparing) => {}
+            (ToTarget::Offer(_) | ToTarget::Go { .. } | ToTarget::Abort { .. } | ToTarget::Finish { .. }, _) => {}
+        }
+    }
+
+    fn hold(&mut self, now: Instant) {
+        self.state = State::Holding;
+        self.timers = Timers { lost: None, ask: Some(now + ASK_TIME), doubt: Some(now + DOUBT_TIME) };
+        self.send(ToSource::Ask { id: self.id });
+    }
+
+    fn take(&mut self) {
+        self.state = State::Taking;
+        self.timers = Timers::default();
+        self.effects.extend([TargetEffect::Persist(Phase::Taken), TargetEffect::Resume]);
+    }
+
+    fn on_not_persisted(&mut self, why: String) {
+        match (self.state, self.effects.front()) {
+            (State::Taking, Some(TargetEffect::Resume)) => {
+                self.effects.pop_front();
+                self.drop_copy(why);
+            }
+            (_, Some(TargetEffect::Prepare)) => {
+                self.effects.pop_front();
+                if self.state == State::Preparing {
+                    self.drop_copy(why);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn on_ended(&mut self, now: Instant) {
+        let is_about_to = self.state == State::Taking && self.effects.contains(&TargetEffect::Resume);
+        if is_about_to {
+            self.effects.retain(|effect| !matches!(effect, TargetEffect::Persist(Phase::Taken) | TargetEffect::Resume));
+            self.on_not_resumed(now, "the machine at the target ended".into());
+        } else if self.is_waiting() {
+            self.drop_copy("the machine at the target ended".into());
+        } else {
+            self.arrival.has_ended = true;
+        }
+    }
+
+    /// A guest that was about to run and has not is still the source's.
+    fn on_not_resumed(&mut self, now: Instant, why: String) {
+        if self.may_have_run {
+            self.arrival.has_ended = true;
+            return self.run(now);
+        }
+        // Written first: a crash between must not look like a guest that has run.
+        self.effects.push_back(TargetEffect::Persist(Phase::Preparing));
+        self.drop_copy(why);
+    }
+
+    fn on_resumed(&mut self) {
+        let handoffs = self.go.as_mut().map(|(_, handoffs)| std::mem::take(handoffs)).unwrap_or_default();
+        self.effects.push_back(TargetEffect::OpenPorts(handoffs));
+    }
+
+    fn on_opened(&mut self, now: Instant) {
+        self.arrival.opened_us = self.since_go(now);
+        self.run(now);
+    }
+
+    fn run(&mut self, now: Instant) {
+        self.state = State::Running;
+        self.tell_taken(now);
+        self.effects.extend([TargetEffect::Adopt, TargetEffect::Tell(Notice::Step(Step::Resume))]);
+    }
+
+    fn tell_taken(&mut self, now: Instant) {
+        self.arrival.answered_us = self.since_go(now);
+        self.timers.ask = Some(now + ASK_TIME);
+        self.send(ToSource::Taken { id: self.id, arrival: self.arrival });
+    }
+
+    fn since_go(&self, now: Instant) -> u64 {
+        let since = self.go.as_ref().map(|(at, _)| now.since(*at)).unwrap_or_default();
+        u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+    }
+
+    fn drop_copy(&mut self, why: String) {
+        self.why = bounded(why);
+        self.state = State::Dropping;
+        self.timers = Timers::default();
+        self.effects.push_back(TargetEffect::Drop);
+    }
+
+    fn on_dropped(&mut self) {
+        if !matches!(self.state, State::Dropping | State::Shelving) {
+            return;
+        }
+        self.state = State::Done;
+        self.effects.push_back(TargetEffect::Forget);
+        let why = std::mem::take(&mut self.why);
+        self.send(ToSource::Declined { id: self.id, why });
+    }
+
+    fn ask(&mut self, now: Instant) {
+        match self.state {
+            // A source that has forgotten it says so.
+            State::Receiving => return self.send(ToSource::Ready { id: self.id, post_copy: self.post_copy }),
+            State::Holding => self.send(ToSource::Ask { id: self.id }),
+            State::Running => self.tell_taken(now),
+            _ => return,
+        }
+        self.timers.ask = Some(now + ASK_TIME);
+    }
+
+    fn on_timeout(&mut self, now: Instant) {
+        let due = |timer: &mut Option<Instant>| timer.take_if(|at| *at <= now).is_some();
+        if due(&mut self.timers.lost) && matches!(self.state, State::Preparing | State::Receiving) {
+            self.drop_copy(format!("the source was out of reach for {} s", LOST_TIME_MAX.as_secs()));
+        }
+        if due(&mut self.timers.doubt) && self.state == State::Holding {
+            self.effects.push_back(TargetEffect::Tell(Notice::InDoubt));
+        }
+        if due(&mut self.timers.ask) {
+            self.ask(now);
+        }
+    }
+
+    fn send(&mut self, message: ToSource) {
+        self.effects.push_back(TargetEffect::Send(message));
+    }
+}

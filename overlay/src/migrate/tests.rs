@@ -1,0 +1,118 @@
+//! Single decisions. What the two machines do together under every fault is the simulator's to show.
+
+use super::*;
+use crate::time::Instant;
+
+const ID: MigrationId = MigrationId([1; 16]);
+const NOW: Instant = Instant(1_000_000);
+
+fn source(inputs: &[SourceInput]) -> Source {
+    let offer = Offer { id: ID, vm: VmId([2; 16]), definition: vec![], has_disk: false, post_copy: PostCopy::Never };
+    let mut source = Source::new(NOW, offer);
+    for input in inputs {
+        while source.poll_effect().is_some() {}
+        source.handle(NOW, input.clone());
+    }
+    source
+}
+
+fn given() -> Source {
+    let ready = SourceInput::Said(ToSource::Ready { id: ID, post_copy: false });
+    source(&[ready, SourceInput::Stopped, SourceInput::Paused, SourceInput::Sent])
+}
+
+fn effects(source: &mut Source) -> Vec<SourceEffect> {
+    std::iter::from_fn(|| source.poll_effect()).collect()
+}
+
+fn target(inputs: &[TargetInput]) -> (Target, Vec<TargetEffect>) {
+    let mut target = Target::new(NOW, ID);
+    let mut last = Vec::new();
+    for input in inputs {
+        while target.poll_effect().is_some() {}
+        target.handle(NOW, input.clone());
+        last.clear();
+    }
+    last.extend(std::iter::from_fn(|| target.poll_effect()));
+    (target, last)
+}
+
+fn go() -> TargetInput {
+    TargetInput::Said(ToTarget::Go { id: ID, handoffs: vec![] })
+}
+
+#[test]
+fn the_permission_is_on_the_disk_before_anybody_hears_of_it() {
+    let mut source = given();
+    assert_eq!(effects(&mut source), [SourceEffect::Persist(Phase::Given), SourceEffect::HandOver]);
+    source.handle(NOW, SourceInput::HandedOver(vec![]));
+    assert_eq!(effects(&mut source), [SourceEffect::Send(ToTarget::Go { id: ID, handoffs: vec![] })]);
+    assert!(!source.is_ours() && !source.is_cancellable());
+    source.handle(NOW, SourceInput::Cancel);
+    assert_eq!(effects(&mut source), []);
+}
+
+#[test]
+fn a_permission_that_could_not_be_written_was_not_given() {
+    let mut source = given();
+    assert_eq!(source.poll_effect(), Some(SourceEffect::Persist(Phase::Given)));
+    source.handle(NOW, SourceInput::NotPersisted("no space".into()));
+    let effects = effects(&mut source);
+    assert!(source.is_ours() && effects.contains(&SourceEffect::TakeBack));
+    assert!(!effects.contains(&SourceEffect::HandOver), "{effects:?}");
+}
+
+#[test]
+fn a_source_that_has_given_waits_for_a_word_and_asks_for_a_verdict() {
+    let mut source = given();
+    while source.poll_effect().is_some() {}
+    source.handle(NOW, SourceInput::PeerLost);
+    source.handle(NOW + DOUBT_TIME, SourceInput::Timeout);
+    let told = effects(&mut source);
+    assert!(told.contains(&SourceEffect::Tell(Notice::InDoubt)) && !told.contains(&SourceEffect::TakeBack), "{told:?}");
+    source.handle(NOW + DOUBT_TIME, SourceInput::Resolve(Verdict::Here));
+    assert!(effects(&mut source).contains(&SourceEffect::TakeBack));
+}
+
+#[test]
+fn a_guest_is_not_paused_for_long() {
+    let ready = SourceInput::Said(ToSource::Ready { id: ID, post_copy: false });
+    let mut source = source(&[ready, SourceInput::Stopped, SourceInput::Paused]);
+    while source.poll_effect().is_some() {}
+    assert_eq!(source.poll_timeout(), Some(NOW + SWITCH_TIME_MAX));
+    source.handle(NOW + SWITCH_TIME_MAX, SourceInput::Timeout);
+    assert!(effects(&mut source).contains(&SourceEffect::TakeBack));
+}
+
+#[test]
+fn a_target_runs_only_with_everything_and_the_permission() {
+    let prepared = TargetInput::Prepared { post_copy: false };
+    let (machine, effects) = target(&[prepared.clone(), TargetInput::Loaded]);
+    assert!(!machine.is_ours() && effects == [TargetEffect::Send(ToSource::Ask { id: ID })]);
+    let (machine, effects) = target(&[prepared.clone(), go()]);
+    assert!(!machine.is_ours() && effects.is_empty());
+    for order in [[go(), TargetInput::Loaded], [TargetInput::Loaded, go()]] {
+        let (machine, effects) = target(&[vec![prepared.clone()], order.to_vec()].concat());
+        assert!(machine.is_ours());
+        assert_eq!(effects, [TargetEffect::Persist(Phase::Taken), TargetEffect::Resume]);
+    }
+}
+
+#[test]
+fn a_restart_goes_on_from_what_is_on_the_disk() {
+    for (phase, is_ours) in [(Phase::Trying, true), (Phase::Aborted, true), (Phase::Given, false)] {
+        assert_eq!(Source::restore(NOW, ID, phase).unwrap().is_ours(), is_ours, "{phase:?}");
+        assert!(Target::restore(NOW, ID, phase, true).is_none());
+    }
+    let first = |phase, is_whole| Target::restore(NOW, ID, phase, is_whole).unwrap().poll_effect().unwrap();
+    assert_eq!(first(Phase::Preparing, false), TargetEffect::Drop);
+    assert_eq!(first(Phase::Preparing, true), TargetEffect::Send(ToSource::Ask { id: ID }));
+    assert_eq!(first(Phase::Taken, true), TargetEffect::Resume);
+    assert!(matches!(first(Phase::Taken, false), TargetEffect::Send(ToSource::Taken { .. })));
+}
+
+#[test]
+fn records_come_back() {
+    let record = Record { id: ID, vm: VmId([2; 16]), peer: HostId([3; 32]), phase: Phase::Given };
+    assert_eq!(Record::decode(&record.encode()), Ok(record));
+}

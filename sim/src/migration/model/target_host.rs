@@ -1,0 +1,77 @@
+//! What the host does that gets the VM.
+
+use super::{Guest, Lab, Qemu, Side};
+use virtuoso_overlay::migrate::{Notice, TargetEffect, TargetInput};
+
+impl Lab {
+    /// The next effect of the target's agent.
+    pub(super) fn target_works(&mut self) {
+        let Some(agent) = &mut self.target_agent else { return };
+        let Some(effect) = agent.poll_effect() else {
+            if agent.is_done() {
+                self.target_agent = None;
+            }
+            return;
+        };
+        self.note(|| format!("target does {effect:?}"));
+        match effect {
+            TargetEffect::Persist(phase) => {
+                if std::mem::take(&mut self.target.fails_write) {
+                    return self.tell_target(TargetInput::NotPersisted("no space".into()));
+                }
+                self.target.record = Some(phase);
+            }
+            TargetEffect::Forget => self.target.record = None,
+            TargetEffect::Send(message) => {
+                if self.is_connected {
+                    self.to_source.push(message);
+                }
+            }
+            TargetEffect::Prepare => {
+                self.lives += 1;
+                let life = self.lives;
+                let (is_mirroring, is_sending, post_copy) = (false, false, false);
+                let guest = Guest::Incoming;
+                self.target.qemu = Some(Qemu { guest, memory: 0, is_mirroring, is_sending, post_copy, life });
+                self.target.has_vm = true;
+                self.tell_target(TargetInput::Prepared { post_copy: true });
+            }
+            TargetEffect::Resume => self.resume(),
+            TargetEffect::OpenPorts(_) => {
+                self.claimed_by = Side::Target;
+                self.tell_target(TargetInput::Opened);
+            }
+            TargetEffect::Adopt => self.target.is_adopted = true,
+            TargetEffect::Drop | TargetEffect::Shelve => {
+                self.target.qemu = None;
+                self.target.has_vm = false;
+                self.target.is_adopted = false;
+                self.tell_target(TargetInput::Dropped);
+                self.stream_ends_at_source();
+            }
+            TargetEffect::Tell(Notice::InDoubt) => {
+                self.target.in_doubt = true;
+            }
+            TargetEffect::Tell(_) => {}
+        }
+    }
+
+    /// The other copy, if there was a newer one, is gone with its host: this is what the guest is from now on.
+    pub(super) fn rely_on(&mut self, side: Side) {
+        let machine = self.machine(side);
+        if let Some(memory) = machine.qemu.as_ref().map(|qemu| qemu.memory) {
+            self.written = memory;
+        }
+    }
+
+    pub(super) fn resume(&mut self) {
+        match &mut self.target.qemu {
+            Some(qemu) => {
+                qemu.guest = Guest::Runs;
+                self.tell_target(TargetInput::Resumed);
+            }
+            // It died with all that it had: the guest has not run.
+            None => self.tell_target(TargetInput::NotResumed("QEMU is gone".into())),
+        }
+    }
+}
