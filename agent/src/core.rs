@@ -49,6 +49,7 @@ pub use addresses::Readdress;
 pub use admission::Credentials;
 pub(crate) use admission::{CERTIFICATE, load_issued, sign_certificate};
 pub use backend::Agent;
+pub use image_source::ImageSource;
 pub(crate) use networks::NETWORKS;
 pub use networks::SavedNetworks;
 

@@ -8,7 +8,7 @@ use crate::control::socket::ControlSocket;
 use crate::control::{self, Api};
 use crate::core::ports::Sockets;
 use crate::core::vm_names::{Names, VM_NAME, serve_names};
-use crate::core::{Agent, Core, Credentials, Parts};
+use crate::core::{Agent, Core, Credentials, ImageSource, Parts};
 use crate::engine::{self, ControlPort, EngineConfig, EngineHandle, Socket, control_endpoint_config};
 use crate::entropy;
 use crate::events::{EventKind, EventLog};
@@ -95,14 +95,14 @@ async fn serve(source: &Source, config: Config, log: &LogHandle) -> anyhow::Resu
     let (mut core, runner) = Core::new(parts);
     core.restore_networks(state.read_json(&crate::core::NETWORKS)?.unwrap_or_default());
     core.start(facts.clone())?;
-    let handle = core.handle();
+    let (handle, devices) = (core.handle(), Arc::new(Mutex::default()));
     let (stop, stopped) = watch::channel(false);
     let mut running = tokio::spawn(core.run(runner, stopped.clone()));
-    let devices = Arc::new(Mutex::default());
     let sockets = Sockets { core: handle.clone(), netdev: netdev.clone(), devices: devices.clone() };
-    let vms = open_vms(&state, (sockets, streams.clone()), &images, &events, clock, &facts).await?;
-    let (core, kept, told, to_others) = (handle.clone(), images.clone(), events.clone(), streams.clone());
-    let agent = Agent { core, engine, netdev, images: kept, events: told, devices, vms, streams: to_others };
+    let image_source = image_source(&handle, &streams, &images, &events);
+    let vms = open_vms(&state, (sockets, streams.clone()), &image_source, clock, &facts).await?;
+    let (core, kept, told, others) = (handle.clone(), images.clone(), events.clone(), streams.clone());
+    let agent = Agent { core, engine, netdev, images: kept, image_source, events: told, devices, vms, streams: others };
     let (config_changes, current) = watch::channel(Arc::new(config));
     let api = Api { backend: Arc::new(agent), events: events.clone(), config: current };
     let api = serve_api(socket, api, streams, stopped);
@@ -128,18 +128,27 @@ async fn serve(source: &Source, config: Config, log: &LogHandle) -> anyhow::Resu
     Ok(())
 }
 
+fn image_source(
+    core: &crate::core::Handle,
+    streams: &Streams,
+    images: &Arc<ImageStore>,
+    events: &EventLog,
+) -> Arc<ImageSource> {
+    let (core, streams) = (core.clone(), streams.clone());
+    Arc::new(ImageSource { core, streams, images: images.clone(), events: events.clone() })
+}
+
 async fn open_vms(
     state: &StateDir,
     (sockets, streams): (Sockets, Streams),
-    images: &Arc<ImageStore>,
-    events: &EventLog,
+    images: &Arc<ImageSource>,
     clock: Clock,
     facts: &HostFacts,
 ) -> anyhow::Result<Arc<Vms>> {
-    let (state_dir, core) = (state.path().into(), sockets.core.clone());
+    let (state_dir, core, events) = (state.path().into(), sockets.core.clone(), images.events.clone());
     tokio::spawn(serve_names(core.clone(), streams.serve(VM_NAME)));
     let names = Names { core: core.clone(), streams };
-    let parts = vm::Parts { state_dir, core, sockets, names, images: images.clone(), events: events.clone(), clock };
+    let parts = vm::Parts { state_dir, core, sockets, names, images: images.clone(), events, clock };
     Vms::open(parts, facts).await
 }
 

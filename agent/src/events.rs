@@ -184,6 +184,19 @@ pub enum EventKind {
         #[schema(value_type = String)]
         kept_by: Text<HostId>,
     },
+    /// A VM of this host can't use its disk for now and waits.
+    VmPaused {
+        #[schema(value_type = String)]
+        vm: Text<VmId>,
+        name: String,
+        reason: String,
+    },
+    /// A VM of this host that waited goes on.
+    VmResumed {
+        #[schema(value_type = String)]
+        vm: Text<VmId>,
+        name: String,
+    },
     /// A VM of this host was removed.
     VmDeleted {
         #[schema(value_type = String)]

@@ -4,6 +4,7 @@
 //! - `chunks/ab/abcd..`: one chunk's bytes, named by their BLAKE3 digest; shared by all images.
 //! - `manifests/<digest>`: size and chunk digests of an image (see [`manifest`]); the name is its checksum.
 //! - `partial/<digest>`: the same of an image that is being fetched from other hosts.
+//! - `held/<digest>`: the same of an image that VMs use, all of it here or not.
 //! - `names.json`: names to digests.
 //! - `nbd/`: sockets at which hypervisors read images.
 //! - `tmp/`: what is being written. Emptied at start.
@@ -12,14 +13,17 @@
 //! durable, a name after its manifest. What a crash leaves without a name is removed at the next start, save what was
 //! being fetched: that goes on where it was.
 
+mod arrival;
 mod chunk;
 mod convert;
 mod export;
 mod fetch;
+mod held;
 mod import;
 mod job;
 pub mod manifest;
 mod partial;
+mod per_image;
 mod provide;
 mod pull;
 mod serve;
@@ -33,18 +37,21 @@ use crate::size::ByteSize;
 use crate::state::sealed::{self, Kind};
 use crate::text::Text;
 use anyhow::Context;
+use arrival::Arrival;
 use chunk::Chunks;
 use manifest::Manifest;
+use per_image::PerImage;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use tokio::sync::Semaphore;
 use virtuoso_overlay::ids::Digest;
 
-pub use fetch::{Opened, Providers};
+pub use fetch::{Opened, Providers, Supply};
 pub use manifest::CHUNK_BYTES;
+pub use per_image::InUse;
 pub use provide::provide;
 pub use pull::Pull;
 pub use serve::{OnComplete, Served};
@@ -70,8 +77,12 @@ pub struct ImageStore {
     sweep_due: AtomicBool,
     /// The agent is stopping: what is being fetched is kept for its next run.
     closing: AtomicBool,
-    /// What is being fetched.
+    /// Pulls under way.
     claims: pull::Claims,
+    /// What is being fetched, or can be again.
+    arrivals: PerImage<Arrival>,
+    /// What hypervisors read.
+    served: PerImage<Served>,
     /// Makes files in `tmp` distinct.
     imports: AtomicU64,
     jobs: Semaphore,
@@ -107,7 +118,7 @@ pub struct StoredImage {
 }
 
 /// Why the store did not do something.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum ImageError {
     /// No image of that name here.
     #[error("No image `{0}` on this host")]
@@ -155,9 +166,9 @@ pub enum ImageError {
         /// What is wrong.
         reason: String,
     },
-    /// It is being fetched already.
-    #[error("Image {0} is being fetched already")]
-    Busy(Digest),
+    /// VMs need it.
+    #[error("VMs of this host use image `{0}`: delete them first (`virtuoso vm list` shows all)")]
+    InUse(Name),
     /// The image can't be fetched.
     #[error("Can't fetch image {image}: {reason}")]
     Fetch {
@@ -171,7 +182,7 @@ pub enum ImageError {
     Cancelled,
     /// The store's files can't be used.
     #[error("{0:#}")]
-    Store(#[from] anyhow::Error),
+    Store(Arc<anyhow::Error>),
 }
 
 impl ImageStore {
@@ -181,7 +192,12 @@ impl ImageStore {
         if unfinished.exists() {
             fs::remove_dir_all(&unfinished).with_context(|| format!("Can't empty {}", unfinished.display()))?;
         }
-        for part in ["tmp", "chunks", "manifests", "partial", "nbd"] {
+        // Sockets of an agent that was killed.
+        let sockets = dir.join("nbd");
+        if sockets.exists() {
+            fs::remove_dir_all(&sockets).with_context(|| format!("Can't empty {}", sockets.display()))?;
+        }
+        for part in ["tmp", "chunks", "manifests", "partial", "held", "nbd"] {
             let path = dir.join(part);
             fs::create_dir_all(&path).with_context(|| format!("Can't create {}", path.display()))?;
         }
@@ -193,6 +209,8 @@ impl ImageStore {
             sweep_due: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             claims: pull::Claims::default(),
+            arrivals: PerImage::default(),
+            served: PerImage::default(),
             imports: AtomicU64::new(0),
             jobs: Semaphore::new(JOBS_MAX),
         };
@@ -223,7 +241,11 @@ impl ImageStore {
         {
             let mut names = self.names();
             let mut left = names.clone();
-            left.remove(name).ok_or_else(|| ImageError::NotFound(name.clone()))?;
+            let gone = left.remove(name).ok_or_else(|| ImageError::NotFound(name.clone()))?;
+            let is_last = left.values().all(|other| other.digest != gone.digest);
+            if is_last && self.held().context("Can't read which images VMs use")?.contains(&gone.digest) {
+                return Err(ImageError::InUse(name.clone()));
+            }
             self.write_names(&left)?;
             *names = left;
         }
@@ -308,11 +330,17 @@ impl Sizes {
     }
 }
 
+impl From<anyhow::Error> for ImageError {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Store(Arc::new(error))
+    }
+}
+
 impl From<ImageError> for ApiError {
     fn from(error: ImageError) -> Self {
         let code = match &error {
             ImageError::NotFound(_) => ErrorCode::NotFound,
-            ImageError::NameTaken(_) | ImageError::TooMany | ImageError::Cancelled | ImageError::Busy(_) => {
+            ImageError::NameTaken(_) | ImageError::TooMany | ImageError::Cancelled | ImageError::InUse(_) => {
                 ErrorCode::Conflict
             }
             ImageError::Source { .. } | ImageError::Target { .. } => ErrorCode::InvalidRequest,

@@ -18,11 +18,12 @@ mod qemu;
 pub mod qmp;
 mod seed;
 mod spec;
+mod stall;
 mod store;
 mod supervisor;
 mod vms;
 
 pub use console::Console;
 pub use error::VmError;
-pub use spec::{Boot, CPU, MACHINE, Nic, Spec};
+pub use spec::{BaseImage, Boot, CPU, MACHINE, Nic, Spec};
 pub use vms::{Parts, VmInfo, Vms};

@@ -23,6 +23,7 @@ mod netns;
 mod notify;
 mod process;
 mod report;
+mod root_image;
 mod sandbox;
 mod scenario;
 mod site;

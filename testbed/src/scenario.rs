@@ -32,6 +32,7 @@ mod partition;
 mod startup;
 mod vlan;
 mod vm;
+mod vm_image;
 mod vm_names;
 
 #[derive(Clone)]
@@ -66,7 +67,7 @@ enum Verdict {
 
 /// All scenarios, the simple ones first.
 pub(crate) fn all() -> Vec<Scenario> {
-    let groups: [&[Scenario]; 17] = [
+    let groups: [&[Scenario]; 18] = [
         emulator::SCENARIOS,
         startup::SCENARIOS,
         join::SCENARIOS,
@@ -83,6 +84,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         crash::SCENARIOS,
         conflict::SCENARIOS,
         vm::SCENARIOS,
+        vm_image::SCENARIOS,
         vm_names::SCENARIOS,
     ];
     groups.into_iter().flatten().cloned().collect()
@@ -210,6 +212,7 @@ impl fmt::Display for Outcome {
 const ONE: &str = include_str!("../topologies/one.toml");
 const LAN: &str = include_str!("../topologies/lan3.toml");
 const WAN: &str = include_str!("../topologies/wan3.toml");
+const SLOW: &str = include_str!("../topologies/slow3.toml");
 const ROUGH: &str = include_str!("../topologies/rough3.toml");
 
 #[cfg(test)]

@@ -25,8 +25,8 @@ Examples:
   virtuoso vm create job --kernel /boot/vmlinuz --initrd /srv/job.img --append 'console=ttyS0' --memory 128MiB \\
       --net blue --host beta
 
-Files of --kernel and --initrd are those of the host that runs the VM. For a VM on another host everybody must be
-allowed to read them there.")]
+With --kernel, --image is what its disk holds. Files of --kernel and --initrd are those of the host that runs the VM.
+For a VM on another host everybody must be allowed to read them there.")]
     Create(Box<CreateArgs>),
     /// All VMs of the swarm
     #[command(after_help = "Examples:\n  virtuoso vm list\n  virtuoso vm list --json | jq -r '.[].name'")]
@@ -98,7 +98,7 @@ pub(super) struct CreateArgs {
     /// Its name
     name: Name,
     /// The image that its disk begins as
-    #[arg(long, value_name = "NAME", required_unless_present_any = ["kernel", "disk"], conflicts_with = "kernel")]
+    #[arg(long, value_name = "NAME", required_unless_present_any = ["kernel", "disk"])]
     image: Option<Name>,
     /// A kernel to boot, a file on its host
     #[arg(long, value_name = "FILE")]

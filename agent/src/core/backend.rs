@@ -1,5 +1,6 @@
 //! What the control API asks for, done by the core, the image store and the network devices.
 
+use super::image_source::ImageSource;
 use super::networks::{self, Attachment};
 use super::views::{rfc3339, seconds};
 use super::vm_verbs::vm_error;
@@ -42,6 +43,8 @@ pub struct Agent {
     pub netdev: Netdev,
     /// The image store.
     pub images: Arc<ImageStore>,
+    /// Where images come from.
+    pub image_source: Arc<ImageSource>,
     /// Streams to other members.
     pub streams: Streams,
     /// What the operator may watch.
@@ -286,7 +289,7 @@ impl Backend for Agent {
         Box::pin(async move {
             let pull = self.find_pull(&wanted, &request).await?;
             let name = pull.name.clone();
-            let stored = self.images.pull(pull, self.image_source(), progress).await?;
+            let stored = self.images.pull(pull, self.image_source.clone(), progress).await?;
             self.events.emit(EventKind::ImageImported { name: name.to_string(), digest: Text(stored.digest) });
             self.ask(Core::publish_images).await?;
             self.find_image(&name).await

@@ -1,25 +1,29 @@
 //! The members of the swarm as the place where images come from.
 
-use super::{Agent, Core, Handle};
-use crate::control::model::ImagePull;
-use crate::control::problem::ApiError;
+use super::{Core, Handle};
 use crate::events::{EventKind, EventLog};
-use crate::image::{OnComplete, Opened, Providers, Served};
+use crate::image::{ImageError, ImageStore, InUse, OnComplete, Opened, Providers, Pull, Served};
 use crate::swarm::streams::{StreamKind, Streams};
 use crate::text::Text;
-use futures::FutureExt;
 use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tokio::sync::oneshot;
 use virtuoso_overlay::ids::{Digest, HostId};
 use virtuoso_overlay::table::Body;
 
-/// Members with images.
-pub(super) struct ImageSource {
-    pub(super) core: Handle,
-    pub(super) streams: Streams,
-    pub(super) events: EventLog,
+/// Members with images, and the store where they come to.
+pub struct ImageSource {
+    /// Knows who has what.
+    pub core: Handle,
+    /// The ways to them.
+    pub streams: Streams,
+    /// What the operator may watch.
+    pub events: EventLog,
+    /// This host's images.
+    pub images: Arc<ImageStore>,
 }
 
 /// Searches in the distributed hash table that run, with who waits for them.
@@ -32,20 +36,13 @@ struct Search {
     waiting: Vec<oneshot::Sender<Vec<HostId>>>,
 }
 
-impl Agent {
-    /// Where this host's images come from.
-    pub(super) fn image_source(&self) -> Arc<ImageSource> {
-        let (core, streams, events) = (self.core.clone(), self.streams.clone(), self.events.clone());
-        Arc::new(ImageSource { core, streams, events })
-    }
-
+impl ImageSource {
     /// Lets hypervisors on this host read an image by NBD, also one that is elsewhere: then it is fetched, as it is
     /// read and in quiet times, and the swarm is told when it is here.
     ///
     /// # Errors
-    /// If no host has the image, or it is being pulled.
-    pub async fn serve_image(&self, image: &str) -> Result<Served, ApiError> {
-        let pull = self.find_pull(image, &ImagePull::default()).await?;
+    /// If no host has the image.
+    pub async fn serve(self: &Arc<Self>, pull: Pull) -> Result<InUse<Served>, ImageError> {
         let (core, events) = (self.core.clone(), self.events.clone());
         let on_complete: OnComplete = Box::new(move |stored| {
             let tell = async move {
@@ -56,7 +53,7 @@ impl Agent {
             };
             tell.boxed()
         });
-        Ok(self.images.serve_nbd(pull, self.image_source(), on_complete).await?)
+        self.images.serve_nbd(pull, self.clone(), on_complete).await
     }
 }
 
@@ -77,6 +74,16 @@ impl Providers for ImageSource {
             Ok(Box::new(stream) as _)
         };
         open.boxed()
+    }
+
+    fn arrivals(&self) -> BoxStream<'static, ()> {
+        let told = futures::stream::unfold(self.events.subscribe(None), async |mut events| {
+            let event = events.next().await?;
+            Some((event.kind, events))
+        });
+        let is_arrival =
+            |kind: &EventKind| matches!(kind, EventKind::PeerConnected { .. } | EventKind::HostAppeared { .. });
+        told.filter_map(move |kind| std::future::ready(is_arrival(&kind).then_some(()))).boxed()
     }
 
     fn lied(&self, host: HostId, image: Digest, what: Digest) {

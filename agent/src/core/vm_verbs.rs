@@ -8,9 +8,10 @@ use crate::control::forward::{self, CONTROL};
 use crate::control::model::{BootDevice, Vm, VmCreate, VmDetails};
 use crate::control::problem::{ApiError, ErrorCode};
 use crate::entropy;
+use crate::image::Pull;
 use crate::name::Name;
 use crate::text::Text;
-use crate::vm::{Boot, Nic, Spec, VmError, VmInfo};
+use crate::vm::{BaseImage, Boot, Nic, Spec, VmError, VmInfo};
 use anyhow::Context;
 use axum::body::{Body, to_bytes};
 use axum::extract::Request;
@@ -124,17 +125,14 @@ impl Agent {
             check_file(path, origin)?;
         }
         let mut spec = self.core.call(move |core| core.specify(request)).await??;
-        if let Boot::Image { name, digest } = &spec.boot {
-            let stored = self.images.list().into_iter().find(|image| image.digest == digest.0 && !image.damaged);
-            let Some(stored) = stored else {
-                let detail = format!("Image {name} is not on this host: import it here first");
-                return Err(ApiError::not_found(detail));
-            };
-            if spec.disk_bytes != 0 && spec.disk_bytes < stored.size_bytes {
-                let detail = format!("The disk is smaller than image {name}, which has {} bytes", stored.size_bytes);
-                return Err(ApiError::invalid(detail));
+        if let Some(BaseImage { name, digest }) = spec.base().cloned() {
+            // It is needed right away, and its own list of chunks knows its size.
+            let image = digest.0;
+            let pull = Pull { image, name, size_bytes: None, rate: None, patience: Pull::PATIENCE };
+            let base = self.image_source.serve(pull).await?;
+            if spec.disk_bytes == 0 {
+                spec.disk_bytes = base.size_bytes();
             }
-            spec.disk_bytes = spec.disk_bytes.max(stored.size_bytes);
         }
         self.vms.create(spec, start).await.map_err(vm_error)?;
         self.show_vm(&name).await
@@ -191,6 +189,12 @@ impl Core {
         Ok(found.ok_or_else(unknown)?.id.0)
     }
 
+    fn base_image(&mut self, name: Name) -> Result<BaseImage, ApiError> {
+        let image = self.images().into_iter().find(|image| image.name == *name);
+        let unknown = || ApiError::not_found(format!("No host has an image {name}: `virtuoso image list` shows all"));
+        Ok(BaseImage { digest: image.ok_or_else(unknown)?.digest, name })
+    }
+
     /// A VM as it was asked for, with an id and addresses that follow from the request.
     fn specify(&mut self, request: VmCreate) -> Result<Spec, ApiError> {
         let id = vm_id(request.request.as_deref().unwrap_or_default());
@@ -200,16 +204,12 @@ impl Core {
             let host = self.name_of(host);
             return Err(VmError::NameTaken { name: request.name.to_string(), host }.into());
         }
-        let boot = match (request.kernel, request.image) {
-            (Some(kernel), None) => Boot::Kernel { kernel, initrd: request.initrd, append: request.append },
-            (None, Some(name)) => {
-                let image = self.images().into_iter().find(|image| image.name == *name);
-                let unknown = || ApiError::not_found(format!("No host has an image {name}"));
-                Boot::Image { digest: image.ok_or_else(unknown)?.digest, name }
-            }
+        let image = request.image.map(|name| self.base_image(name)).transpose()?;
+        let boot = match (request.kernel, image) {
+            (Some(kernel), image) => Boot::Kernel { kernel, initrd: request.initrd, append: request.append, image },
+            (None, Some(image)) => Boot::Image(image),
             (None, None) if request.disk_bytes > 0 => Boot::Disk,
             (None, None) => return Err(ApiError::invalid("A VM boots a kernel, an image or its own disk: name one")),
-            (Some(_), Some(_)) => return Err(ApiError::invalid("A VM boots a kernel or an image, not both")),
         };
         let mut nics = Vec::new();
         for (index, network) in request.networks.into_iter().enumerate() {

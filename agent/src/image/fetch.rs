@@ -11,13 +11,17 @@ mod rate;
 pub(super) mod tests;
 mod worker;
 
+use super::arrival::Placed;
 use super::manifest::Manifest;
 use super::{ImageError, ImageStore};
 use crate::control::model::Progress;
+use futures::StreamExt;
 use futures::future::BoxFuture;
+use futures::stream::BoxStream;
 use queue::Queue;
 use rate::Rate;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -36,6 +40,8 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// A provider that failed is tried again after this time, doubled with each failure.
 const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
+/// A reader to whom no host gave anything for so long is told: at 1 Mbit/s a chunk takes 2 s.
+const STARVED_AFTER: Duration = Duration::from_secs(10);
 
 /// A connection to a provider.
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -50,6 +56,8 @@ pub trait Providers: Send + Sync + 'static {
     fn find(&self, image: Digest) -> BoxFuture<'_, Vec<HostId>>;
     /// A stream to one of them.
     fn open(&self, host: HostId) -> BoxFuture<'_, Opened>;
+    /// Tells whenever a host has come, or come back.
+    fn arrivals(&self) -> BoxStream<'static, ()>;
     /// A host gave something else than its digest says.
     fn lied(&self, host: HostId, image: Digest, what: Digest);
 }
@@ -57,8 +65,15 @@ pub trait Providers: Send + Sync + 'static {
 /// The fetching of one image.
 pub(super) struct Fetch {
     shared: Arc<Shared>,
-    /// How long nothing may come before the fetch fails; for ever if absent.
-    patience: Option<Duration>,
+}
+
+/// Whether what readers wait for comes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Supply {
+    /// It comes, or nobody waits.
+    Flowing,
+    /// It does not come, and why.
+    Lost(String),
 }
 
 /// What the workers share.
@@ -72,6 +87,9 @@ struct Shared {
     changed: Notify,
     rate: Rate,
     progress: watch::Sender<Progress>,
+    supply: watch::Sender<Supply>,
+    /// What went wrong last with each provider.
+    troubles: Mutex<BTreeMap<HostId, String>>,
 }
 
 impl Shared {
@@ -80,29 +98,59 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn troubles(&self) -> MutexGuard<'_, BTreeMap<HostId, String>> {
+        self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A chunk is here.
+    fn arrived(&self, host: HostId, digest: &Digest) {
+        self.troubles().remove(&host);
+        if self.queue().arrived(digest, Instant::now()) {
+            self.tell_progress();
+            self.supply.send_if_modified(|supply| std::mem::replace(supply, Supply::Flowing) != Supply::Flowing);
+            self.changed.notify_waiters();
+        }
+    }
+
     fn tell_progress(&self) {
         let done_bytes = self.stored_bytes.saturating_sub(self.queue().missing_bytes());
         self.progress.send_replace(Progress { done_bytes, total_bytes: self.stored_bytes });
     }
+
+    fn why_nothing_comes(&self) -> String {
+        let tried: Vec<_> = self.troubles().iter().map(|(host, error)| format!("{host}: {error}")).collect();
+        match tried.as_slice() {
+            [] => "no host has it".to_owned(),
+            tried => format!("no host gives it ({})", tried.join("; ")),
+        }
+    }
 }
 
-/// What a provider has done so far.
+/// When to ask a provider again.
 #[derive(Default)]
 struct Record {
     failures: u32,
     retry_at: Option<Instant>,
-    last_error: Option<String>,
+}
+
+/// Somebody wants all of the image now. Without one, what nobody reads comes only in quiet times.
+pub(super) struct Hurry(Arc<Shared>);
+
+impl Drop for Hurry {
+    fn drop(&mut self) {
+        if self.0.queue().end_hurry() == 0 {
+            self.0.rate.set(None);
+        }
+    }
 }
 
 impl Fetch {
-    /// Fetches `missing` chunks of the image, `rate` bytes per second at most.
+    /// Fetches `missing` chunks of the image: those that are wanted first, the others in quiet times.
     pub(super) fn new(
         store: Arc<ImageStore>,
         providers: Arc<dyn Providers>,
         manifest: &Manifest,
-        missing: Vec<(Digest, u64, usize)>,
-        rate: Option<u64>,
-        progress: watch::Sender<Progress>,
+        missing: Vec<Placed>,
     ) -> Self {
         let shared = Shared {
             store,
@@ -111,34 +159,81 @@ impl Fetch {
             stored_bytes: distinct_bytes(manifest),
             queue: Mutex::new(Queue::new(missing)),
             changed: Notify::new(),
-            rate: Rate::new(rate),
-            progress,
+            rate: Rate::default(),
+            progress: watch::Sender::default(),
+            supply: watch::Sender::new(Supply::Flowing),
+            troubles: Mutex::default(),
         };
-        Self { shared: Arc::new(shared), patience: None }
+        shared.tell_progress();
+        Self { shared: Arc::new(shared) }
     }
 
-    /// Fails when nothing has come for so long.
-    pub(super) fn with_patience(self, patience: Duration) -> Self {
-        Self { patience: Some(patience), ..self }
+    /// Fetches all of it without a pause, `rate` bytes per second at most, as long as the result lives.
+    pub(super) fn hurry(&self, rate: Option<u64>) -> Hurry {
+        if rate.is_some() {
+            self.shared.rate.set(rate);
+        }
+        self.shared.queue().begin_hurry();
+        self.shared.changed.notify_waiters();
+        Hurry(self.shared.clone())
     }
 
-    /// Fetches what is wanted first, and the rest while nothing is.
-    pub(super) fn on_demand(self) -> Self {
-        self.shared.queue().set_on_demand();
-        self
+    /// What nobody reads may never come: there is no room for it.
+    pub(super) fn only_on_demand(&self) {
+        self.shared.queue().only_on_demand();
+    }
+
+    /// How much is here.
+    pub(super) fn progress(&self) -> watch::Receiver<Progress> {
+        self.shared.progress.subscribe()
+    }
+
+    /// Whether what readers wait for comes.
+    pub(super) fn supply(&self) -> watch::Receiver<Supply> {
+        self.shared.supply.subscribe()
+    }
+
+    pub(super) fn missing_bytes(&self) -> u64 {
+        self.shared.queue().missing_bytes()
+    }
+
+    /// Nothing will come for a while.
+    pub(super) fn set_lost(&self, reason: &str) {
+        self.shared.supply.send_replace(Supply::Lost(reason.to_owned()));
+    }
+
+    /// What is known of why nothing comes.
+    pub(super) fn why_nothing_comes(&self) -> String {
+        self.shared.why_nothing_comes()
+    }
+
+    /// Chunks that seemed to be here are not.
+    pub(super) fn add_missing(&self, chunks: Vec<Placed>) {
+        let mut queue = self.shared.queue();
+        chunks.into_iter().for_each(|(digest, _, length)| queue.add(digest, length));
     }
 
     /// Waits until a chunk is here that somebody reads; `ahead` is likely to be read next.
-    pub(super) async fn want(&self, digest: Digest, length: usize, ahead: Vec<Digest>) {
+    ///
+    /// # Errors
+    /// Why it does not come, once that is clear.
+    pub(super) async fn want(&self, digest: Digest, length: usize, ahead: Vec<Digest>) -> Result<(), String> {
+        let mut supply = self.shared.supply.subscribe();
         self.shared.queue().want(digest, length, ahead);
         self.shared.changed.notify_waiters();
         loop {
             // Before looking at the queue, so that no change is missed.
             let changed = self.shared.changed.notified();
             if !self.shared.queue().is_missing(&digest) {
-                return;
+                return Ok(());
             }
-            changed.await;
+            if let Supply::Lost(reason) = &*supply.borrow_and_update() {
+                return Err(reason.clone());
+            }
+            tokio::select! {
+                () = changed => {}
+                _ = supply.changed() => {}
+            }
         }
     }
 
@@ -154,34 +249,48 @@ impl Fetch {
     }
 
     /// Runs until every chunk is here. Dropping the future stops all work.
+    ///
+    /// # Errors
+    /// If the store can't take more.
     pub(super) async fn run(&self) -> Result<(), ImageError> {
-        let mut run = Run {
-            shared: self.shared.clone(),
-            workers: JoinSet::new(),
-            hosts: BTreeMap::new(),
-            records: BTreeMap::new(),
-            liars: BTreeSet::new(),
-        };
-        self.shared.tell_progress();
+        let shared = self.shared.clone();
+        let mut arrivals = shared.providers.arrivals();
+        let (workers, hosts, records) = (JoinSet::new(), BTreeMap::new(), BTreeMap::new());
+        let mut run = Run { shared, workers, hosts, records, liars: BTreeSet::new() };
         let mut look = tokio::time::interval(LOOK_INTERVAL);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut missing, mut moved_at) = (u64::MAX, Instant::now());
         loop {
-            let now_missing = self.shared.queue().missing_bytes();
-            if now_missing == 0 {
+            let changed = self.shared.changed.notified();
+            let (missing_bytes, waiting_since) = {
+                let queue = self.shared.queue();
+                (queue.missing_bytes(), queue.waiting_since())
+            };
+            if missing_bytes == 0 {
                 return Ok(());
             }
-            if now_missing < missing {
-                (missing, moved_at) = (now_missing, Instant::now());
-            }
-            if self.patience.is_some_and(|patience| moved_at.elapsed() >= patience) {
-                return Err(run.why_nothing_comes());
-            }
+            let is_lost = *self.shared.supply.borrow() != Supply::Flowing;
+            let starves_at = waiting_since.filter(|_| !is_lost).map(|since| since + STARVED_AFTER);
             tokio::select! {
                 _ = look.tick() => run.look_for_providers().await,
+                Some(()) = arrivals.next() => run.try_again().await,
                 Some(ended) = run.workers.join_next_with_id() => run.on_ended(ended)?,
+                () = sleep_until(starves_at) => self.set_lost(&self.why_nothing_comes()),
+                () = changed => {}
             }
         }
+    }
+}
+
+impl fmt::Debug for Fetch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fetch").field("image", &self.shared.image).finish_non_exhaustive()
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -238,18 +347,13 @@ impl Run {
         record.failures += 1;
         let wait = RETRY_MIN.saturating_mul(1 << record.failures.min(6)).min(RETRY_MAX);
         record.retry_at = Some(Instant::now() + wait);
-        record.last_error = Some(error);
+        self.shared.troubles().insert(host, error);
         Ok(())
     }
 
-    fn why_nothing_comes(&self) -> ImageError {
-        let tried =
-            self.records.iter().filter_map(|(host, record)| Some(format!("{host}: {}", record.last_error.as_ref()?)));
-        let tried: Vec<_> = tried.collect();
-        let reason = match tried.as_slice() {
-            [] => "no host has it".to_owned(),
-            tried => format!("no host gives it ({}). What is here is kept: try again later", tried.join("; ")),
-        };
-        ImageError::Fetch { image: self.shared.image, reason }
+    /// A host has come: perhaps one that could not be reached before.
+    async fn try_again(&mut self) {
+        self.records.clear();
+        self.look_for_providers().await;
     }
 }

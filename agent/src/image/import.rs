@@ -186,7 +186,7 @@ impl ImageStore {
     pub(super) fn explain_space(&self, error: anyhow::Error, needed_bytes: u64) -> ImageError {
         let full = |kind| matches!(kind, ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
         if !error.downcast_ref::<io::Error>().is_some_and(|error| full(error.kind())) {
-            return ImageError::Store(error);
+            return error.into();
         }
         let free_bytes = disk::free_bytes(&self.dir).unwrap_or_default();
         ImageError::NoSpace { dir: self.dir.clone(), needed_bytes, free_bytes }

@@ -1,7 +1,7 @@
 //! Images that are being fetched. Their manifests wait in `partial/`, which keeps what is here of them from the sweep
 //! and lets a fetch go on after a restart.
 
-use super::chunk::{self, sync_file_system, write_file};
+use super::chunk::{self, write_file};
 use super::manifest::Manifest;
 use super::{ImageError, ImageStore, StoredImage};
 use crate::disk;
@@ -10,7 +10,7 @@ use anyhow::{Context, ensure};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -22,7 +22,7 @@ const ABANDONED_AFTER: Duration = Duration::from_secs(7 * 24 * 3_600);
 impl ImageStore {
     /// The manifest of an image that is here or on its way; blocks on the disk.
     pub(super) fn find_manifest(&self, image: Digest) -> Option<Manifest> {
-        let paths = [self.manifest_path(image), self.partial_path(image)];
+        let paths = [self.manifest_path(image), self.partial_path(image), self.held_path(image)];
         paths.iter().find_map(|path| Manifest::read(path, image).ok())
     }
 
@@ -36,27 +36,28 @@ impl ImageStore {
         self.names().values().any(|stored| stored.digest == image && stored.sizes.is_some())
     }
 
-    /// Protects what is here of an image, from now until it is named or discarded. Gives the chunks that are not here.
-    pub(super) fn begin_partial(&self, manifest: &Manifest) -> Result<Vec<(Digest, u64, usize)>, ImageError> {
-        let image = manifest.digest();
+    /// Protects what is here of an image, and what comes, from now until it is named or discarded.
+    pub(super) fn begin_partial(&self, manifest: &Manifest) -> Result<(), ImageError> {
         {
+            // A sweep that has begun does not know of it.
             let _gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
-            let number = self.imports.fetch_add(1, Ordering::Relaxed);
-            let unfinished = self.dir.join("tmp").join(format!("manifest-{number}"));
-            let written = write_file(&unfinished, &manifest.encode()).context("Can't write the list of chunks");
-            written.map_err(|error| self.explain_space(error, manifest.stored_bytes()))?;
-            let path = self.partial_path(image);
-            fs::rename(&unfinished, &path).with_context(|| format!("Can't create {}", path.display()))?;
+            self.write_manifest(manifest, &self.partial_path(manifest.digest()))?;
         }
-        self.sweep_if_due()?;
-        let mut seen = BTreeSet::new();
-        let distinct = manifest.stored().filter(|(chunk, _, _)| seen.insert(*chunk));
-        // Read, not only looked for: a crash of the machine may have left chunks that are not whole.
-        let missing: Vec<_> =
-            distinct.filter(|(chunk, _, length)| self.chunks.read(*chunk, *length).is_err()).collect();
-        let needed_bytes = missing.iter().map(|(_, _, length)| *length as u64).sum();
-        self.check_free(needed_bytes)?;
-        Ok(missing)
+        Ok(self.sweep_if_due()?)
+    }
+
+    /// Puts a list of chunks in its place, whole or not at all.
+    pub(super) fn write_manifest(&self, manifest: &Manifest, path: &Path) -> Result<(), ImageError> {
+        let number = self.imports.fetch_add(1, Ordering::Relaxed);
+        let unfinished = self.dir.join("tmp").join(format!("manifest-{number}"));
+        let encoded = manifest.encode();
+        let written = write_file(&unfinished, &encoded).context("Can't write the list of chunks");
+        written.map_err(|error| {
+            fs::remove_file(&unfinished).ok();
+            self.explain_space(error, encoded.len() as u64)
+        })?;
+        fs::rename(&unfinished, path).with_context(|| format!("Can't create {}", path.display()))?;
+        Ok(())
     }
 
     /// Keeps a chunk of an image that is being fetched. Its content was checked.
@@ -79,29 +80,31 @@ impl ImageStore {
     }
 
     fn name_partial(&self, manifest: &Manifest, name: &Name) -> Result<StoredImage, ImageError> {
-        let _gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
         let image = manifest.digest();
-        self.sync()?;
+        let _gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
         Self::check_name(&self.names(), name, image)?;
-        let (from, to) = (self.partial_path(image), self.manifest_path(image));
-        match fs::rename(&from, &to) {
-            // Another fetch of the same image was faster.
-            Err(error) if error.kind() == ErrorKind::NotFound && to.exists() => {}
-            renamed => renamed.with_context(|| format!("Can't create {}", to.display()))?,
-        }
-        sync_file_system(&self.dir).context("Can't make the image durable")?;
-        self.set_name(name, manifest)
+        self.sync()?;
+        self.write_manifest(manifest, &self.manifest_path(image))?;
+        self.sync()?;
+        let stored = self.set_name(name, manifest)?;
+        self.remove_partial(image)?;
+        Ok(stored)
     }
 
     /// Removes what is here of an image that is not to be fetched any more.
     pub(super) fn discard_partial(&self, image: Digest) -> anyhow::Result<()> {
-        let path = self.partial_path(image);
-        if let Err(error) = fs::remove_file(&path)
-            && error.kind() != ErrorKind::NotFound
-        {
-            return Err(error).with_context(|| format!("Can't remove {}", path.display()));
-        }
+        self.remove_partial(image)?;
         self.sweep()
+    }
+
+    fn remove_partial(&self, image: Digest) -> anyhow::Result<()> {
+        let path = self.partial_path(image);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("Can't remove {}", path.display()))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Images that are being fetched, or were when the agent ended.
@@ -131,7 +134,8 @@ impl ImageStore {
         self.dir.join("partial").join(image.to_string())
     }
 
-    fn check_free(&self, needed_bytes: u64) -> Result<(), ImageError> {
+    /// Refuses before the work what would fail in its middle.
+    pub(super) fn check_free(&self, needed_bytes: u64) -> Result<(), ImageError> {
         let free_bytes = disk::free_bytes(&self.dir)?.saturating_sub(super::import::SPACE_KEPT_BYTES);
         if needed_bytes <= free_bytes {
             return Ok(());

@@ -1,13 +1,14 @@
 //! Makes an image of other hosts one of this host: the list of its chunks first, then the chunks, then its name.
 
-use super::fetch::{self, Fetch, Providers};
+use super::arrival::{Arrival, State};
+use super::fetch::{self, Providers};
 use super::manifest::{IMAGE_BYTES_MAX, Manifest, encoded_bytes_of};
 use super::talk::write_message;
 use super::{ImageError, ImageStore, StoredImage};
 use crate::control::model::Progress;
 use crate::name::Name;
 use anyhow::anyhow;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -40,8 +41,9 @@ impl Pull {
 }
 
 impl ImageStore {
-    /// Fetches an image from the hosts that have it. Dropping the future cancels: then, as on a full disk, nothing of
-    /// it stays. When providers are lost or the agent ends, the next pull goes on where this one was.
+    /// Fetches an image from the hosts that have it. If it is being fetched already, for a VM or another pull, this one
+    /// joins. Dropping the future cancels: then, as on a full disk, nothing of it stays that nobody else wants. When
+    /// providers are lost or the agent ends, the next pull goes on where this one was.
     pub async fn pull(
         self: &Arc<Self>,
         pull: Pull,
@@ -49,26 +51,17 @@ impl ImageStore {
         progress: watch::Sender<Progress>,
     ) -> Result<StoredImage, ImageError> {
         Self::check_name(&self.names(), &pull.name, pull.image)?;
-        let mut claim = Claim::new(self, pull.image)?;
         let manifest = self.get_manifest(&pull, &providers).await?;
-        let missing = self.blocking({
-            let manifest = manifest.clone();
-            move |store| store.begin_partial(&manifest)
-        });
-        let fetched = match missing.await {
-            Ok(missing) => {
-                let fetch = Fetch::new(self.clone(), providers, &manifest, missing, pull.rate, progress);
-                fetch.with_patience(pull.patience).run().await
-            }
-            Err(error) => Err(error),
+        let mut claim = {
+            let (store, manifest) = (self.clone(), manifest.clone());
+            self.blocking(move |_| Claim::new(&store, &manifest)).await?
         };
-        match fetched {
-            Err(error @ ImageError::Fetch { .. }) => {
-                claim.keep = true;
-                return Err(error);
-            }
-            other => other?,
-        }
+        let arrival = self.arrive(&manifest, providers).await?;
+        let needed_bytes = arrival.fetch().missing_bytes();
+        self.blocking(move |store| store.check_free(needed_bytes)).await?;
+        let fetched = wait(&arrival, &pull, &progress).await;
+        claim.keep = matches!(fetched, Err(ImageError::Fetch { .. }));
+        fetched?;
         let named = self.blocking(move |store| store.complete_partial(&manifest, &pull.name)).await?;
         claim.keep = true;
         Ok(named)
@@ -128,12 +121,37 @@ async fn ask_manifest(
     })
 }
 
-/// Images that are being fetched.
-#[derive(Debug, Default)]
-pub(super) struct Claims(Mutex<BTreeSet<Digest>>);
+/// Waits until all of an image is here, in a hurry.
+async fn wait(arrival: &Arrival, pull: &Pull, progress: &watch::Sender<Progress>) -> Result<(), ImageError> {
+    let fetch = arrival.fetch();
+    let _hurry = fetch.hurry(pull.rate);
+    let (mut state, mut now) = (arrival.state(), fetch.progress());
+    loop {
+        progress.send_replace(*now.borrow_and_update());
+        match &*state.borrow_and_update() {
+            State::Fetching => {}
+            State::Failed(error) => return Err(error.clone()),
+            State::Here => return Ok(()),
+        }
+        let news = async {
+            tokio::select! {
+                _ = state.changed() => {}
+                _ = now.changed() => {}
+            }
+        };
+        if tokio::time::timeout(pull.patience, news).await.is_err() && fetch.missing_bytes() > 0 {
+            let reason = format!("{}. What is here is kept: try again later", fetch.why_nothing_comes());
+            return Err(ImageError::Fetch { image: pull.image, reason });
+        }
+    }
+}
 
-/// The right to fetch an image. Two fetches of one would take each other's chunks away when they end.
-pub(super) struct Claim {
+/// Pulls under way of each image.
+#[derive(Debug, Default)]
+pub(super) struct Claims(Mutex<BTreeMap<Digest, usize>>);
+
+/// A pull's share in what is here of an image: when the last one ends, that goes, unless it is to be kept.
+struct Claim {
     store: Arc<ImageStore>,
     image: Digest,
     /// Whether what is here of the image stays.
@@ -141,18 +159,13 @@ pub(super) struct Claim {
 }
 
 impl Claim {
-    pub(super) fn new(store: &Arc<ImageStore>, image: Digest) -> Result<Self, ImageError> {
-        let is_new = store.claims.0.lock().unwrap_or_else(PoisonError::into_inner).insert(image);
-        if is_new { Ok(Self { store: store.clone(), image, keep: false }) } else { Err(ImageError::Busy(image)) }
-    }
-}
-
-impl Claim {
-    /// What is here of the image stays when the claim ends.
-    pub(super) fn keeping(self) -> Self {
-        let mut claim = self;
-        claim.keep = true;
-        claim
+    /// Blocks on the disk.
+    fn new(store: &Arc<ImageStore>, manifest: &Manifest) -> Result<Self, ImageError> {
+        let image = manifest.digest();
+        let mut claims = store.claims.0.lock().unwrap_or_else(PoisonError::into_inner);
+        store.begin_partial(manifest)?;
+        *claims.entry(image).or_default() += 1;
+        Ok(Self { store: store.clone(), image, keep: false })
     }
 }
 
@@ -161,14 +174,20 @@ impl Drop for Claim {
         let (store, image) = (self.store.clone(), self.image);
         let keep = self.keep || store.closing.load(Ordering::Relaxed);
         let end = move || {
+            let mut claims = store.claims.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let left = claims.get(&image).map_or(0, |count| count - 1);
+            if left > 0 {
+                claims.insert(image, left);
+                return;
+            }
+            claims.remove(&image);
             if !keep && let Err(error) = store.discard_partial(image) {
                 tracing::warn!(%image, "What was fetched of an image stays until the next start: {error:#}");
             }
-            store.claims.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&image);
         };
         match tokio::runtime::Handle::try_current() {
-            Ok(runtime) if !keep => drop(runtime.spawn_blocking(end)),
-            _ => end(),
+            Ok(runtime) => drop(runtime.spawn_blocking(end)),
+            Err(_) => end(),
         }
     }
 }

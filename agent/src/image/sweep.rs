@@ -23,6 +23,7 @@ impl ImageStore {
         let mut images: BTreeSet<Digest> = self.names().values().map(|stored| stored.digest).collect();
         self.sweep_manifests(&images).context("Can't remove lists of chunks that no image needs")?;
         images.extend(self.partials().context("Can't read which images are being fetched")?);
+        images.extend(self.held().context("Can't read which images VMs use")?);
         let Some(chunks) = self.chunks_of(&images) else {
             tracing::warn!("An image is damaged: space of removed images is not freed until it is removed too");
             return Ok(());

@@ -1,10 +1,12 @@
 //! Control groups: each VM has one of its own, with a share of the processors and a bound on its memory. The unified
 //! hierarchy is used if it has the controllers, else those of version 1; without either a VM runs unbounded.
 
+use super::spec::Spec;
 use anyhow::Context;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use virtuoso_overlay::ids::VmId;
 
 const ROOT: &str = "/sys/fs/cgroup";
@@ -31,6 +33,17 @@ struct Group {
     dir: PathBuf,
     /// Files and what is written into them.
     limits: Vec<(&'static str, String)>,
+}
+
+/// Puts a VM's process into control groups of its own, as far as this machine has them.
+pub(super) fn confine(spec: &Spec, pid: u32) {
+    static TOLD: AtomicBool = AtomicBool::new(false);
+    let group = Cgroup::of(spec.id.0, spec.vcpus, spec.memory_bytes);
+    let entered = group.enter(pid);
+    if (group.is_empty() || entered.is_err()) && !TOLD.swap(true, Ordering::Relaxed) {
+        let why = entered.err().map_or_else(|| "none are mounted".to_owned(), |error| format!("{error:#}"));
+        tracing::info!("VMs run without control groups: {why}");
+    }
 }
 
 impl Cgroup {

@@ -1,76 +1,46 @@
-//! A VM's own disk: a qcow2 file, empty or on top of an image that it never changes.
+//! A VM's own disk: a qcow2 file, empty or on top of an image that it never changes. QEMU reads the image from this
+//! agent, wherever it is.
 
 use super::error::VmError;
-use super::spec::Spec;
+use super::spec::{BaseImage, Spec};
 use super::store::Files;
-use crate::image::ImageStore;
-use crate::name::Name;
+use crate::core::ImageSource;
+use crate::image::{InUse, Pull, Served};
 use anyhow::Context;
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::process::Command;
-use tokio::sync::watch;
 use virtuoso_overlay::ids::Digest;
 
-/// Images as plain files, for QEMU to read below the disks of VMs.
-#[derive(Debug)]
-pub(super) struct Bases {
-    dir: PathBuf,
-    images: Arc<ImageStore>,
-    /// Held while files come and go.
-    turn: tokio::sync::Mutex<()>,
+/// An image below VMs' disks, as a server that QEMU reads it from.
+pub(super) type Base = InUse<Served>;
+
+/// The image below a VM's disk, here or elsewhere; only the list of its chunks must be had.
+pub(super) async fn base(spec: &Spec, images: &Arc<ImageSource>) -> anyhow::Result<Option<Base>> {
+    let Some(BaseImage { name, digest }) = spec.base().cloned() else { return Ok(None) };
+    let pull = Pull { image: digest.0, name, size_bytes: None, rate: None, patience: Pull::PATIENCE };
+    Ok(Some(images.serve(pull).await?))
 }
 
-impl Bases {
-    pub(super) fn new(dir: PathBuf, images: Arc<ImageStore>) -> Self {
-        Self { dir, images, turn: tokio::sync::Mutex::default() }
-    }
-
-    fn path(&self, digest: Digest) -> PathBuf {
-        self.dir.join(format!("{digest}.raw"))
-    }
-
-    /// The image as a file, written at its first use.
-    pub(super) async fn get(&self, name: &Name, digest: Digest) -> anyhow::Result<PathBuf> {
-        let _turn = self.turn.lock().await;
-        let path = self.path(digest);
-        if path.exists() {
-            return Ok(path);
-        }
-        std::fs::create_dir_all(&self.dir).with_context(|| format!("Can't create {}", self.dir.display()))?;
-        // Whole or not at all: a file under its own name is complete.
-        let unfinished = path.with_extension("unfinished");
-        if unfinished.exists() {
-            std::fs::remove_file(&unfinished).with_context(|| format!("Can't remove {}", unfinished.display()))?;
-        }
-        self.images.export(name.clone(), unfinished.clone(), watch::Sender::default()).await?;
-        std::fs::rename(&unfinished, &path).with_context(|| format!("Can't create {}", path.display()))?;
-        Ok(path)
-    }
-
-    /// Removes the files of images that no VM uses.
-    pub(super) async fn retain(&self, used: impl Fn(Digest) -> bool) {
-        let _turn = self.turn.lock().await;
-        let Ok(entries) = std::fs::read_dir(&self.dir) else { return };
-        for path in entries.flatten().map(|entry| entry.path()) {
-            let digest = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
-            if !digest.is_some_and(&used)
-                && let Err(error) = std::fs::remove_file(&path)
-            {
-                tracing::warn!("Can't remove {}: {error}", path.display());
-            }
-        }
+/// Lets go of images that no VM uses.
+pub(super) async fn retain_bases(images: &Arc<ImageSource>, used: BTreeSet<Digest>) {
+    let store = images.images.clone();
+    let retained = tokio::task::spawn_blocking(move || store.retain_held(&used)).await;
+    if let Ok(Err(error)) = retained {
+        tracing::warn!("Can't let go of images that no VM uses: {error:#}");
     }
 }
 
-/// Makes a VM's disk.
-pub(super) async fn make(spec: &Spec, files: &Files, base: Option<&Path>) -> anyhow::Result<()> {
+/// Makes a VM's disk. What is below it, QEMU is told when it starts: the file names no other.
+pub(super) async fn make(spec: &Spec, files: &Files, base: Option<&Base>) -> anyhow::Result<()> {
+    if let (Some(base), Some(image)) = (base, spec.base()) {
+        let (image_bytes, image) = (base.size_bytes(), image.name.clone());
+        let small = VmError::SmallDisk { image, image_bytes, disk_bytes: spec.disk_bytes };
+        anyhow::ensure!(spec.disk_bytes >= image_bytes, small);
+    }
     let mut command = Command::new("qemu-img");
     command.args(["create", "-q", "-f", "qcow2"]);
-    if let Some(base) = base {
-        command.args(["-F", "raw", "-b"]).arg(base);
-    }
     command.arg(files.disk()).arg(spec.disk_bytes.to_string()).kill_on_drop(true);
     let output = match command.output().await {
         Err(error) if error.kind() == ErrorKind::NotFound => {

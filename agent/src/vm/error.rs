@@ -2,6 +2,7 @@
 
 use crate::control::problem::{ApiError, ErrorCode};
 use crate::name::Name;
+use crate::size::ByteSize;
 use virtuoso_overlay::vm::lifecycle::Denied;
 use virtuoso_overlay::vm::reservations::Refusal;
 
@@ -46,6 +47,18 @@ pub enum VmError {
     /// Something that QEMU needs is not there.
     #[error("{0}")]
     Missing(String),
+    /// The image does not fit on the disk.
+    #[error(
+        "A disk of {} is smaller than image {image}, which has {image_bytes} bytes", ByteSize(*disk_bytes).rounded()
+    )]
+    SmallDisk {
+        /// The image.
+        image: Name,
+        /// Its size.
+        image_bytes: u64,
+        /// The disk's.
+        disk_bytes: u64,
+    },
     /// The definition makes no sense here.
     #[error("{0}")]
     Invalid(String),
@@ -62,7 +75,7 @@ impl VmError {
             Self::NoRoom(..) => ErrorCode::NoSpace,
             Self::DidNotStart { .. } => ErrorCode::Internal,
             Self::Missing(_) => ErrorCode::MissingRights,
-            Self::Invalid(_) => ErrorCode::InvalidRequest,
+            Self::Invalid(_) | Self::SmallDisk { .. } => ErrorCode::InvalidRequest,
         }
     }
 }

@@ -1,9 +1,11 @@
 //! One VM in memory: its record, what it does now, and the ways to its process while there is one.
 
 use super::console::Console;
+use super::disk::Base;
 use super::process::Process;
 use super::qmp::Qmp;
 use super::spec::Spec;
+use super::stall::Stall;
 use super::store::{Files, Record};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,6 +19,7 @@ pub(super) struct Machine {
     pub(super) files: Files,
     /// Held while it changes from one state to another.
     pub(super) turn: tokio::sync::Mutex<()>,
+    stall: Mutex<Stall>,
     inner: Mutex<Inner>,
 }
 
@@ -34,6 +37,8 @@ pub(super) struct Live {
     pub(super) process: Arc<Process>,
     pub(super) qmp: Qmp,
     pub(super) console: Arc<Console>,
+    /// The image below its disk, which is served as long as it runs.
+    pub(super) base: Option<Base>,
     /// Its end is wanted: it is no crash.
     pub(super) ending: Arc<AtomicBool>,
     /// True when it has ended and all is cleaned up.
@@ -43,7 +48,7 @@ pub(super) struct Live {
 impl Machine {
     pub(super) fn new(files: Files, record: Record, state: VmState) -> Arc<Self> {
         let inner = Inner { record, state, live: None, failures: Failures::default() };
-        Arc::new(Self { files, turn: tokio::sync::Mutex::default(), inner: Mutex::new(inner) })
+        Arc::new(Self { files, turn: tokio::sync::Mutex::default(), stall: Mutex::default(), inner: Mutex::new(inner) })
     }
 
     pub(super) fn spec(&self) -> Spec {
@@ -84,6 +89,11 @@ impl Machine {
         let mut inner = self.inner();
         let policy = inner.record.spec.policy();
         inner.failures.begins_again(now, policy)
+    }
+
+    /// What is known of its pauses; plain values.
+    pub(super) fn stall(&self) -> MutexGuard<'_, Stall> {
+        self.stall.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// No holder can panic half-way.

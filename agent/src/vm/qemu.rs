@@ -16,6 +16,8 @@ const SLOT_DISK: u8 = 0x10;
 
 /// The CD-ROM drive. Every VM has one, with or without a medium: a drive can't come later without the guest's help.
 pub(super) const DRIVE: &str = "cd0";
+/// Seconds in which QEMU waits for an agent that restarts: ten years. Without this, its guest would see errors.
+const RECONNECT_S: u32 = 315_360_000;
 
 /// Cache of translated code without KVM. QEMU's own default is a gigabyte.
 const TCG_CACHE_MIB: u32 = 256;
@@ -40,6 +42,8 @@ pub(super) struct Launch<'a> {
     pub(super) taps: Vec<RawFd>,
     /// In place of the definition's.
     pub(super) initrd: Option<PathBuf>,
+    /// The server of the image below the disk.
+    pub(super) base: Option<&'a Path>,
     /// Something for cloud-init to read.
     pub(super) seed: Option<PathBuf>,
 }
@@ -88,7 +92,7 @@ impl Launch<'_> {
 
     fn boot(&self, arguments: &mut Arguments) {
         match &self.spec.boot {
-            Boot::Kernel { kernel, initrd, append } => {
+            Boot::Kernel { kernel, initrd, append, .. } => {
                 arguments.option("-kernel", kernel);
                 if let Some(initrd) = self.initrd.as_ref().or(initrd.as_ref()) {
                     arguments.option("-initrd", initrd);
@@ -116,11 +120,8 @@ impl Launch<'_> {
             arguments.option("-device", format!("{device},netdev=net{index},mac={},romfile=", nic.mac));
         }
         if self.spec.disk_bytes > 0 {
-            let disk = escaped(&self.files.disk());
-            let node = "driver=qcow2,node-name=disk0,discard=unmap,file.driver=file,file.filename=";
-            arguments.option("-blockdev", format!("{node}{disk}"));
             let device = device("virtio-blk-pci", "vd0", SLOT_DISK);
-            arguments.option("-device", format!("{device},drive=disk0,bootindex={disk_turn}"));
+            self.disk(arguments, &format!("{device},bootindex={disk_turn}"));
         }
         if let Some(seed) = &self.seed {
             let node = "driver=raw,node-name=seed0,read-only=on,file.driver=file,file.filename=";
@@ -128,6 +129,21 @@ impl Launch<'_> {
             let device = device("virtio-blk-pci", "vd1", SLOT_DISK + 1);
             arguments.option("-device", format!("{device},drive=seed0"));
         }
+    }
+
+    fn disk(&self, arguments: &mut Arguments, device: &str) {
+        let mut below = "";
+        if let Some(base) = self.base {
+            let node = format!("driver=nbd,node-name=base0,read-only=on,reconnect-delay={RECONNECT_S}");
+            let server = format!("server.type=unix,server.path={}", escaped(base));
+            arguments.option("-blockdev", format!("{node},{server}"));
+            below = ",backing=base0";
+        }
+        let node = format!("driver=qcow2,node-name=disk0,discard=unmap{below}");
+        let disk = escaped(&self.files.disk());
+        arguments.option("-blockdev", format!("{node},file.driver=file,file.filename={disk}"));
+        // What can't be read or written now is tried again when the VM goes on: its guest sees no error.
+        arguments.option("-device", format!("{device},drive=disk0,rerror=stop,werror=stop"));
     }
 }
 
@@ -158,15 +174,27 @@ fn uuid(spec: &Spec) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::spec::BaseImage;
     use super::super::spec::tests::spec;
     use super::super::store::Store;
     use super::*;
+    use virtuoso_overlay::ids::Digest;
 
     fn line(spec: &Spec, accelerator: Accelerator) -> String {
+        let base = spec.base().map(|_| Path::new("/images/a.sock"));
         let dir = tempfile::tempdir().unwrap();
         let files = Store::open(dir.path().join("a,b")).unwrap().files(spec.id.0);
-        let launch =
-            Launch { spec, files: &files, accelerator, qmp: 7, serial: 8, taps: vec![9], initrd: None, seed: None };
+        let launch = Launch {
+            spec,
+            files: &files,
+            accelerator,
+            qmp: 7,
+            serial: 8,
+            taps: vec![9],
+            initrd: None,
+            base,
+            seed: None,
+        };
         let arguments: Vec<_> = launch.arguments().into_iter().map(|a| a.into_string().unwrap()).collect();
         arguments.join(" ")
     }
@@ -199,9 +227,24 @@ mod tests {
     fn disks_and_kvm_are_used_if_there_are_any() {
         let spec = Spec { disk_bytes: 1 << 30, ..spec() };
         let line = line(&spec, Accelerator::Kvm);
-        assert!(line.contains("drive=disk0,bootindex=1") && line.contains("lun=0,bootindex=2"), "{line}");
+        assert!(line.contains("addr=0x10,bootindex=1,drive=disk0") && line.contains("lun=0,bootindex=2"), "{line}");
         let first = self::line(&Spec { cdrom_first: true, ..spec }, Accelerator::Kvm);
-        assert!(first.contains("drive=disk0,bootindex=2") && first.contains("lun=0,bootindex=1"), "{first}");
+        assert!(first.contains("addr=0x10,bootindex=2,drive=disk0") && first.contains("lun=0,bootindex=1"), "{first}");
         assert!(line.contains("-accel kvm") && line.contains("virtio-blk-pci,id=vd0,bus=pci.0,addr=0x10"), "{line}");
+    }
+
+    #[test]
+    fn a_disk_stands_on_its_image() {
+        let image = BaseImage { name: "debian".parse().unwrap(), digest: Digest([7; 32]).into() };
+        let spec = Spec { disk_bytes: 1 << 30, boot: Boot::Image(image), ..spec() };
+        let line = line(&spec, Accelerator::Tcg);
+        for part in [
+            "driver=nbd,node-name=base0,read-only=on,reconnect-delay=315360000,server.type=unix,\
+             server.path=/images/a.sock",
+            "node-name=disk0,discard=unmap,backing=base0,",
+            "rerror=stop,werror=stop",
+        ] {
+            assert!(line.contains(part), "{part} is not in {line}");
+        }
     }
 }

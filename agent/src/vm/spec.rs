@@ -61,16 +61,23 @@ pub enum Boot {
         initrd: Option<PathBuf>,
         /// Its command line.
         append: String,
+        /// What its disk begins as, if not as zeros.
+        image: Option<BaseImage>,
     },
     /// A disk that begins as an image.
-    Image {
-        /// The image's name, for people.
-        name: Name,
-        /// Its content.
-        digest: Text<Digest>,
-    },
+    Image(BaseImage),
     /// Its own disk, which begins empty, or what is in the CD-ROM drive.
     Disk,
+}
+
+/// An image below a VM's disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BaseImage {
+    /// Its name, for people.
+    pub name: Name,
+    /// Its content.
+    pub digest: Text<Digest>,
 }
 
 /// A network interface.
@@ -115,12 +122,18 @@ impl Spec {
         if self.restart { RestartPolicy::OnFailure } else { RestartPolicy::Never }
     }
 
-    /// Its image, if it has one.
-    pub fn image(&self) -> Option<Digest> {
+    /// What its disk begins as, if not as zeros.
+    pub fn base(&self) -> Option<&BaseImage> {
         match &self.boot {
-            Boot::Image { digest, .. } => Some(digest.0),
-            Boot::Kernel { .. } | Boot::Disk => None,
+            Boot::Image(image) => Some(image),
+            Boot::Kernel { image, .. } => image.as_ref(),
+            Boot::Disk => None,
         }
+    }
+
+    /// The content that its disk begins as.
+    pub fn image(&self) -> Option<Digest> {
+        self.base().map(|base| base.digest.0)
     }
 }
 
@@ -141,6 +154,7 @@ pub(super) mod tests {
                 kernel: "/boot/vmlinuz".into(),
                 initrd: Some("/boot/initrd,1".into()),
                 append: "console=ttyS0 quiet".into(),
+                image: None,
             },
             cdrom_first: false,
             nics: vec![Nic::new(id, "blue".parse().unwrap(), 0, 0)],

@@ -4,6 +4,7 @@ use super::cgroup::Cgroup;
 use super::machine::{Live, Machine};
 use super::process::{Exit, last_words};
 use super::qmp::Event;
+use super::stall;
 use super::vms::Vms;
 use crate::events::EventKind;
 use std::sync::Arc;
@@ -58,6 +59,7 @@ async fn on_event(vms: &Arc<Vms>, machine: &Arc<Machine>, event: &Event, shutdow
     match event.event.as_str() {
         "STOP" => vms.set_state(machine, VmState::Paused).await,
         "RESUME" => vms.set_state(machine, VmState::Running).await,
+        _ if stall::is_pause(event) => stall::follow(vms, machine, Some(event)),
         "SHUTDOWN" => *shutdown = shutdown_of(event),
         _ => {}
     }

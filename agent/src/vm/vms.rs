@@ -1,7 +1,7 @@
 //! All VMs of this host, and what can be done with them.
 
 use super::console::Console;
-use super::disk::{self, Bases};
+use super::disk::{self, Base};
 use super::error::VmError;
 use super::machine::{Live, Machine};
 use super::process::{Process, last_words};
@@ -10,15 +10,13 @@ use super::qmp::Qmp;
 use super::spec::{Boot, Spec};
 use super::store::{Record, Store};
 use super::supervisor::{clean_up, supervise};
-use super::{addresses, cgroup::Cgroup, initrd, names, seed};
+use super::{addresses, cgroup, initrd, names, seed, stall};
 use crate::clock::Clock;
-use crate::core::Handle;
-use crate::core::Readdress;
 use crate::core::ports::Sockets;
 use crate::core::vm_names::{LostName, Names};
+use crate::core::{Handle, ImageSource, Readdress};
 use crate::events::{EventKind, EventLog};
 use crate::facts::HostFacts;
-use crate::image::ImageStore;
 use crate::name::Name;
 use crate::text::Text;
 use anyhow::Context;
@@ -28,7 +26,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::net::UnixStream;
@@ -49,8 +47,8 @@ pub struct Parts {
     pub sockets: Sockets,
     /// Asks for names.
     pub names: Names,
-    /// The image store.
-    pub images: Arc<ImageStore>,
+    /// The images below VMs' disks.
+    pub images: Arc<ImageSource>,
     /// What the operator may watch.
     pub events: EventLog,
     /// The clocks.
@@ -61,7 +59,6 @@ pub struct Parts {
 pub struct Vms {
     parts: Parts,
     store: Store,
-    bases: Bases,
     qemu: Result<PathBuf, String>,
     accelerator: Accelerator,
     machines: Mutex<BTreeMap<VmId, Arc<Machine>>>,
@@ -98,7 +95,6 @@ impl Vms {
         let qemu = &facts.qemu;
         let vms = Arc::new(Self {
             store: Store::open(parts.state_dir.join("vms"))?,
-            bases: Bases::new(parts.state_dir.join("bases"), parts.images.clone()),
             qemu: qemu.path.clone().filter(|_| qemu.usable).ok_or_else(|| qemu.why.clone()),
             accelerator: if facts.kvm.usable { Accelerator::Kvm } else { Accelerator::Tcg },
             machines: Mutex::default(),
@@ -111,6 +107,7 @@ impl Vms {
         for record in vms.store.load()? {
             vms.take_over(record).await;
         }
+        vms.retain_bases().await;
         vms.publish().await;
         tokio::spawn(addresses::follow(Arc::downgrade(&vms), vms.parts.core.clone()));
         tokio::spawn(names::follow(Arc::downgrade(&vms), vms.parts.names.clone()));
@@ -177,17 +174,27 @@ impl Vms {
             self.parts.sockets.claim(nic).await?;
         }
         let process = Arc::new(process);
-        let qmp = self.follow(machine, &process).await?;
+        // At the place where its QEMU waits for it.
+        let base = disk::base(&spec, &self.parts.images).await?;
+        let qmp = self.follow(machine, &process, base).await?;
         let status = qmp.run("query-status").await?;
-        let is_running = status.get("running").and_then(serde_json::Value::as_bool) == Some(true);
-        machine.set_state(if is_running { VmState::Running } else { VmState::Paused });
+        let status = status.get("status").and_then(serde_json::Value::as_str);
+        machine.set_state(if status == Some("running") { VmState::Running } else { VmState::Paused });
+        if status == Some("io-error") {
+            stall::follow(self, machine, None);
+        }
         tracing::info!(vm = %spec.name, pid = process.mark().pid, "Took over a running VM");
         self.tell(EventKind::VmAdopted { vm: spec.id, name: spec.name.to_string() });
         Ok(())
     }
 
     /// Connects to a process and watches it from now on.
-    async fn follow(self: &Arc<Self>, machine: &Arc<Machine>, process: &Arc<Process>) -> anyhow::Result<Qmp> {
+    async fn follow(
+        self: &Arc<Self>,
+        machine: &Arc<Machine>,
+        process: &Arc<Process>,
+        base: Option<Base>,
+    ) -> anyhow::Result<Qmp> {
         let connect = |path: PathBuf| async move {
             UnixStream::connect(&path).await.with_context(|| format!("Can't connect to {}", path.display()))
         };
@@ -196,7 +203,7 @@ impl Vms {
         let console = Console::start(connect(machine.files.serial_socket()).await?);
         let (end, ended) = watch::channel(false);
         let ending = Arc::new(AtomicBool::new(false));
-        let live = Live { process: process.clone(), qmp: qmp.clone(), console, ending, ended };
+        let live = Live { process: process.clone(), qmp: qmp.clone(), console, base, ending, ended };
         machine.set_live(Some(live.clone()));
         tokio::spawn(supervise(self.clone(), machine.clone(), live, events, end));
         Ok(qmp)
@@ -217,9 +224,13 @@ impl Vms {
         let (id, name) = (spec.id.0, spec.name.clone());
         let room = self.parts.core.call(|core| core.vm_room()).await?;
         let reserved = self.reservations().reserve(id, &name, spec.share(), room);
-        match reserved.map_err(|refusal| VmError::NoRoom(name.clone(), refusal))? {
-            Reserved::Before => return Ok(()),
-            Reserved::New => {}
+        match reserved {
+            Ok(Reserved::New) => {}
+            Ok(Reserved::Before) => return Ok(()),
+            Err(refusal) => {
+                self.retain_bases().await;
+                return Err(VmError::NoRoom(name, refusal).into());
+            }
         }
         let made = self.make_under_its_name(spec, start).await;
         self.coming().remove(&id);
@@ -241,12 +252,10 @@ impl Vms {
     async fn make(self: &Arc<Self>, spec: Spec, start: bool) -> anyhow::Result<()> {
         let _making = self.making.read().await;
         let files = self.store.create(spec.id.0)?;
-        let base = match &spec.boot {
-            Boot::Image { name, digest } => Some(self.bases.get(name, digest.0).await?),
-            Boot::Kernel { .. } | Boot::Disk => None,
-        };
+        // Held from here on, so that the VM finds its image when it is started.
+        let base = disk::base(&spec, &self.parts.images).await?;
         if spec.disk_bytes > 0 {
-            disk::make(&spec, &files, base.as_deref()).await?;
+            disk::make(&spec, &files, base.as_ref()).await?;
         }
         let (id, name) = (spec.id, spec.name.to_string());
         let record = Record { spec, process: None, crash: None };
@@ -272,9 +281,14 @@ impl Vms {
         }
         self.reservations().release(id);
         self.publish().await;
+        self.retain_bases().await;
+    }
+
+    /// Lets go of images that no VM uses.
+    async fn retain_bases(&self) {
         let _alone = self.making.write().await;
-        let used: Vec<_> = self.all().iter().filter_map(|machine| machine.spec().image()).collect();
-        self.bases.retain(|digest| used.contains(&digest)).await;
+        let used = self.all().iter().filter_map(|machine| machine.spec().image()).collect();
+        disk::retain_bases(&self.parts.images, used).await;
     }
 
     /// Starts a VM that does not run.
@@ -313,15 +327,16 @@ impl Vms {
     }
 
     async fn launch(self: &Arc<Self>, machine: &Arc<Machine>, spec: &Spec) -> anyhow::Result<()> {
-        let process = Arc::new(self.spawn(machine, spec).await?);
+        let base = disk::base(spec, &self.parts.images).await?;
+        let process = Arc::new(self.spawn(machine, spec, base.as_ref()).await?);
         let mark = process.mark();
         let running = async {
             machine.keep(|record| {
                 record.process = Some(mark);
                 record.crash = None;
             })?;
-            confine(spec, mark.pid);
-            self.follow(machine, &process).await
+            cgroup::confine(spec, mark.pid);
+            self.follow(machine, &process, base).await
         };
         let qmp = tokio::select! {
             qmp = running => qmp,
@@ -357,7 +372,7 @@ impl Vms {
     }
 
     /// Starts QEMU with all that it is given by descriptor.
-    async fn spawn(&self, machine: &Arc<Machine>, spec: &Spec) -> anyhow::Result<Process> {
+    async fn spawn(&self, machine: &Arc<Machine>, spec: &Spec, base: Option<&Base>) -> anyhow::Result<Process> {
         let qemu = self.qemu.clone().map_err(VmError::Missing)?;
         let files = &machine.files;
         let mut inherited: Vec<OwnedFd> = Vec::new();
@@ -376,6 +391,7 @@ impl Vms {
             serial: fds[1],
             taps: fds[2..].to_vec(),
             initrd: initrd_of(machine, spec)?,
+            base: base.map(|base| base.path()),
             seed: match &spec.boot {
                 Boot::Image { .. } if !spec.ssh_keys.is_empty() => Some(seed::make(spec, files.dir()).await?),
                 Boot::Image { .. } | Boot::Kernel { .. } | Boot::Disk => None,
@@ -571,15 +587,4 @@ fn initrd_of(machine: &Machine, spec: &Spec) -> anyhow::Result<Option<PathBuf>> 
     let path = machine.files.initrd();
     initrd::write(spec, original, &path)?;
     Ok(Some(path))
-}
-
-/// Puts a process into control groups of its own, as far as this machine has them.
-fn confine(spec: &Spec, pid: u32) {
-    static TOLD: AtomicBool = AtomicBool::new(false);
-    let group = Cgroup::of(spec.id.0, spec.vcpus, spec.memory_bytes);
-    let entered = group.enter(pid);
-    if (group.is_empty() || entered.is_err()) && !TOLD.swap(true, Ordering::Relaxed) {
-        let why = entered.err().map_or_else(|| "none are mounted".to_owned(), |error| format!("{error:#}"));
-        tracing::info!("VMs run without control groups: {why}");
-    }
 }

@@ -23,13 +23,14 @@ pub(super) struct Queue {
     order: VecDeque<Digest>,
     /// Somebody waits for these, or will soon.
     urgent: VecDeque<Digest>,
-    /// Set if what nobody waits for comes only in quiet times.
-    on_demand: Option<OnDemand>,
-}
-
-struct OnDemand {
-    since: Instant,
+    /// Who wants all of it now. Without any, what nobody waits for comes only in quiet times.
+    hurries: usize,
+    /// What nobody waits for comes only with a hurry.
+    only_on_demand: bool,
+    begun_at: Instant,
     wanted_at: Instant,
+    /// Since when somebody has been waiting and nothing has come.
+    waiting_since: Option<Instant>,
 }
 
 struct Piece {
@@ -49,7 +50,11 @@ impl Queue {
             missing_bytes,
             order,
             urgent: VecDeque::new(),
-            on_demand: None,
+            hurries: 0,
+            only_on_demand: false,
+            begun_at: now,
+            wanted_at: now,
+            waiting_since: None,
         }
     }
 
@@ -57,22 +62,41 @@ impl Queue {
         self.missing_bytes
     }
 
-    /// From now on, what nobody waits for comes only in quiet times.
-    pub(super) fn set_on_demand(&mut self) {
-        self.on_demand = Some(OnDemand { since: Instant::now(), wanted_at: Instant::now() });
+    pub(super) fn begin_hurry(&mut self) {
+        self.hurries += 1;
+    }
+
+    /// Gives how many are left.
+    pub(super) fn end_hurry(&mut self) -> usize {
+        self.hurries -= 1;
+        self.hurries
+    }
+
+    /// From now on, what nobody waits for comes only with a hurry.
+    pub(super) fn only_on_demand(&mut self) {
+        self.only_on_demand = true;
+    }
+
+    /// Since when somebody has been waiting and nothing has come.
+    pub(super) fn waiting_since(&self) -> Option<Instant> {
+        self.waiting_since
+    }
+
+    /// A chunk is missing that was here, or seemed to be.
+    pub(super) fn add(&mut self, digest: Digest, length: usize) {
+        if let Entry::Vacant(vacant) = self.missing.entry(digest) {
+            vacant.insert(Piece { length, asked: Vec::new(), asked_at: Instant::now() });
+            self.missing_bytes += length as u64;
+            self.order.push_back(digest);
+        }
     }
 
     /// Somebody waits for a chunk, and is likely to want those `ahead` next.
     pub(super) fn want(&mut self, digest: Digest, length: usize, ahead: Vec<Digest>) {
-        let now = Instant::now();
-        if let Some(on_demand) = &mut self.on_demand {
-            on_demand.wanted_at = now;
-        }
+        self.wanted_at = Instant::now();
+        self.waiting_since.get_or_insert(self.wanted_at);
         // A chunk that was here is missing again if the disk damaged it.
-        if let Entry::Vacant(vacant) = self.missing.entry(digest) {
-            vacant.insert(Piece { length, asked: Vec::new(), asked_at: now });
-            self.missing_bytes += length as u64;
-        }
+        self.add(digest, length);
         self.urgent.retain(|other| *other != digest);
         let ahead: Vec<_> = ahead.into_iter().filter(|digest| !self.urgent.contains(digest)).collect();
         self.urgent.push_front(digest);
@@ -84,25 +108,26 @@ impl Queue {
     }
 
     fn is_quiet(&self, now: Instant) -> bool {
-        self.on_demand.as_ref().is_none_or(|demand| {
-            let quiet = now.duration_since(demand.wanted_at) >= QUIET_AFTER;
-            quiet || now.duration_since(demand.since) >= DEMAND_TIME_MAX
-        })
+        let quiet = now.duration_since(self.wanted_at) >= QUIET_AFTER;
+        let is_due = quiet || now.duration_since(self.begun_at) >= DEMAND_TIME_MAX;
+        self.hurries > 0 || (is_due && !self.only_on_demand)
     }
 
-    /// The chunk to ask of `host` now, with its length.
-    pub(super) fn next(&mut self, host: HostId, now: Instant) -> Option<(Digest, usize)> {
+    /// The chunk to ask of `host` now, with its length and whether somebody waits for it.
+    pub(super) fn next(&mut self, host: HostId, now: Instant) -> Option<(Digest, usize, bool)> {
         let urgent = self.next_urgent(host, now);
+        let is_urgent = urgent.is_some();
         let in_order = |queue: &mut Self| if queue.is_quiet(now) { queue.next_in_order() } else { None };
         let digest = urgent.or_else(|| in_order(self)).or_else(|| self.next_overdue(host, now))?;
         let piece = self.missing.get_mut(&digest)?;
         piece.asked.push(host);
         piece.asked_at = now;
-        Some((digest, piece.length))
+        Some((digest, piece.length, is_urgent))
     }
 
     fn next_urgent(&mut self, host: HostId, now: Instant) -> Option<Digest> {
         let missing = &self.missing;
+        // Of what is read ahead, some is here already.
         self.urgent.retain(|digest| missing.contains_key(digest));
         self.urgent.iter().copied().find(|digest| {
             let piece = &missing[digest];
@@ -126,9 +151,11 @@ impl Queue {
     }
 
     /// A chunk is here; says whether that is news.
-    pub(super) fn arrived(&mut self, digest: &Digest) -> bool {
+    pub(super) fn arrived(&mut self, digest: &Digest, now: Instant) -> bool {
         let Some(piece) = self.missing.remove(digest) else { return false };
         self.missing_bytes -= piece.length as u64;
+        self.urgent.retain(|other| other != digest);
+        self.waiting_since = (!self.urgent.is_empty()).then_some(now);
         true
     }
 
@@ -162,21 +189,26 @@ mod tests {
         Digest([n; 32])
     }
 
+    /// A queue of chunks that are all wanted.
     fn queue(count: u8) -> Queue {
-        Queue::new((1..=count).map(|n| (digest(n), u64::from(n), 10)).collect())
+        let mut queue = Queue::new((1..=count).map(|n| (digest(n), u64::from(n), 10)).collect());
+        queue.begin_hurry();
+        queue
     }
 
     #[test]
     fn each_chunk_is_asked_of_one_host_until_it_is_overdue() {
         let (mut queue, now) = (queue(2), Instant::now());
-        assert_eq!(queue.next(A, now), Some((digest(1), 10)));
-        assert_eq!(queue.next(B, now), Some((digest(2), 10)));
+        assert_eq!(queue.next(A, now), Some((digest(1), 10, false)));
+        assert_eq!(queue.next(B, now), Some((digest(2), 10, false)));
         assert_eq!((queue.next(A, now), queue.next(B, now)), (None, None));
         let later = now + STEAL_AFTER;
-        assert_eq!(queue.next(B, later), Some((digest(1), 10)));
-        assert_eq!(queue.next(C, later), Some((digest(2), 10)));
+        assert_eq!(queue.next(B, later), Some((digest(1), 10, false)));
+        assert_eq!(queue.next(C, later), Some((digest(2), 10, false)));
         assert_eq!(queue.next(C, later + STEAL_AFTER), None, "two hosts are enough for a chunk");
-        assert!(queue.arrived(&digest(1)) && !queue.arrived(&digest(1)) && queue.arrived(&digest(2)));
+        assert!(
+            queue.arrived(&digest(1), later) && !queue.arrived(&digest(1), later) && queue.arrived(&digest(2), later)
+        );
         assert_eq!(queue.missing_bytes(), 0);
     }
 
@@ -185,7 +217,27 @@ mod tests {
         let (mut queue, now) = (queue(3), Instant::now());
         queue.next(A, now);
         queue.gave_up(A);
-        assert_eq!(queue.next(B, now), Some((digest(1), 10)));
-        assert_eq!(queue.next(B, now), Some((digest(2), 10)));
+        assert_eq!(queue.next(B, now), Some((digest(1), 10, false)));
+        assert_eq!(queue.next(B, now), Some((digest(2), 10, false)));
+    }
+
+    #[test]
+    fn what_is_read_comes_first_and_the_rest_in_quiet_times() {
+        let (mut queue, now) = (queue(4), Instant::now());
+        assert_eq!(queue.end_hurry(), 0);
+        assert_eq!((queue.next(A, now), queue.waiting_since()), (None, None));
+        queue.want(digest(3), 10, vec![digest(4)]);
+        let since = queue.waiting_since().unwrap();
+        assert_eq!(queue.next(A, now), Some((digest(3), 10, true)));
+        assert_eq!(queue.next(A, now), Some((digest(4), 10, true)));
+        assert_eq!(queue.next(A, now), None);
+        assert!(queue.arrived(&digest(4), since + QUIET_AFTER));
+        assert_eq!(queue.waiting_since(), Some(since + QUIET_AFTER), "somebody still waits, but something has come");
+        assert!(queue.arrived(&digest(3), now));
+        assert_eq!((queue.waiting_since(), queue.next(A, now)), (None, None));
+        let quiet = since + QUIET_AFTER;
+        assert_eq!(queue.next(A, quiet), Some((digest(1), 10, false)));
+        queue.only_on_demand();
+        assert_eq!(queue.next(A, quiet), None);
     }
 }

@@ -1,7 +1,6 @@
 //! Bytes per second, over all providers of one image.
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -9,31 +8,40 @@ use tokio::time::Instant;
 const BURST: Duration = Duration::from_millis(250);
 
 /// A limit, or none.
-pub(super) struct Rate {
+#[derive(Default)]
+pub(super) struct Rate(Mutex<Limit>);
+
+#[derive(Default)]
+struct Limit {
     bytes_per_second: Option<u64>,
     /// When the next bytes may be asked for.
-    due: Mutex<Option<Instant>>,
+    due: Option<Instant>,
 }
 
 impl Rate {
-    pub(super) fn new(bytes_per_second: Option<u64>) -> Self {
-        Self { bytes_per_second, due: Mutex::default() }
+    /// Sets or lifts the limit.
+    pub(super) fn set(&self, bytes_per_second: Option<u64>) {
+        self.limit().bytes_per_second = bytes_per_second;
     }
 
     /// Waits until so many bytes may be asked for.
     pub(super) async fn take(&self, bytes: usize) {
-        let Some(limit) = self.bytes_per_second else { return };
-        let cost = Duration::from_secs_f64(bytes as f64 / limit.max(1) as f64);
-        let now = Instant::now();
         let start = {
-            // A plain value: it is whole even if a holder panicked.
-            let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut limit = self.limit();
+            let Some(bytes_per_second) = limit.bytes_per_second else { return };
+            let cost = Duration::from_secs_f64(bytes as f64 / bytes_per_second.max(1) as f64);
+            let now = Instant::now();
             let earliest = now.checked_sub(BURST).unwrap_or(now);
-            let start = due.map_or(now, |due| due.max(earliest));
-            *due = Some(start + cost);
+            let start = limit.due.map_or(now, |due| due.max(earliest));
+            limit.due = Some(start + cost);
             start
         };
         tokio::time::sleep_until(start).await;
+    }
+
+    /// Plain values: they are whole even if a holder panicked.
+    fn limit(&self) -> MutexGuard<'_, Limit> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -43,7 +51,8 @@ mod tests {
 
     #[tokio::test]
     async fn keeps_the_rate_and_forgives_a_short_pause() {
-        let rate = Rate::new(Some(10 << 20));
+        let rate = Rate::default();
+        rate.set(Some(10 << 20));
         let take_five = async || {
             let begun = Instant::now();
             for _ in 0..5 {
@@ -54,7 +63,7 @@ mod tests {
         assert!(take_five().await >= Duration::from_millis(400));
         tokio::time::sleep(2 * BURST).await;
         assert!(take_five().await >= Duration::from_millis(150));
-        let unlimited = Rate::new(None);
-        unlimited.take(usize::MAX).await;
+        rate.set(None);
+        rate.take(usize::MAX).await;
     }
 }

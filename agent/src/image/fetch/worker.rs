@@ -68,9 +68,12 @@ impl Worker {
     async fn ask(&mut self, writing: &mut WriteHalf<Box<dyn Io>>) -> Result<(), Fault> {
         while self.asked.len() < WINDOW {
             let next = self.shared.queue().next(self.host, Instant::now());
-            let Some((digest, length)) = next else { break };
+            let Some((digest, length, is_urgent)) = next else { break };
             self.asked.push_back((digest, length));
-            self.shared.rate.take(length).await;
+            // Somebody waits for it: the limit is for what comes on the side.
+            if !is_urgent {
+                self.shared.rate.take(length).await;
+            }
             write_message(writing, &ImageRequest::Chunk(digest).encode()).await?;
         }
         Ok(writing.flush().await?)
@@ -90,10 +93,7 @@ impl Worker {
             shared.store.keep_chunk(digest, &content).map_err(Fault::Store)
         });
         kept.await.map_err(|error| Fault::Stream(format!("keeping a chunk broke off: {error}")))??;
-        if self.shared.queue().arrived(&digest) {
-            self.shared.tell_progress();
-            self.shared.changed.notify_waiters();
-        }
+        self.shared.arrived(self.host, &digest);
         Ok(())
     }
 }

@@ -1,14 +1,18 @@
 //! Disks over real sockets, read by the tools that others use.
 
 use super::*;
+use crate::control::model::Progress;
 use crate::image::fetch::tests::{Manner, Swarm, content, import, name, pull_of, store};
 use crate::nbd::tests::Client;
+use std::collections::BTreeSet;
+use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use virtuoso_overlay::ids::HostId;
 
-async fn serve(store: &Arc<ImageStore>, image: &StoredImage, swarm: &Arc<Swarm>) -> Served {
+async fn serve(store: &Arc<ImageStore>, image: &StoredImage, swarm: &Arc<Swarm>) -> InUse<Served> {
     let on_complete: OnComplete = Box::new(|_| Box::pin(std::future::ready(())));
     store.serve_nbd(pull_of(image), swarm.clone(), on_complete).await.unwrap()
 }
@@ -99,4 +103,74 @@ async fn a_damaged_chunk_is_fetched_again_and_all_of_it_gets_its_name() {
     assert_eq!(client.read(0, 16).await, content(5)[..16]);
     assert_eq!(swarm.lies(), Vec::<HostId>::new());
     assert!(client.request(1, 0, 0).await == 1 && client.request(0, u64::MAX, 9).await == 22);
+}
+
+#[tokio::test]
+async fn vms_of_one_image_share_a_server_and_a_pull_joins_them() {
+    let ((tmp, from), (_kept, to)) = (store(), store());
+    let image = import(&tmp, &from, "one", &content(60));
+    let swarm = Arc::new(Swarm::default());
+    let sent = swarm.add(1, &from, Manner::Honest);
+    let (first, second) = tokio::join!(serve(&to, &image, &swarm), serve(&to, &image, &swarm));
+    assert_eq!(first.path(), second.path());
+    drop(first);
+    let mut client = Client::connect(second.path()).await;
+    let at = 30 * CHUNK_BYTES as u64;
+    assert_eq!(client.read(at, 9).await, content(60)[at as usize..][..9]);
+
+    let pull = || to.pull(pull_of(&image), swarm.clone(), watch::Sender::new(Progress::default()));
+    let cancelled = tokio::time::timeout(Duration::ZERO, pull()).await;
+    assert!(cancelled.is_err());
+    // What a pull leaves to the disks stays; the next one adds what is missing.
+    assert_eq!(client.read(at + 9, 9).await, content(60)[at as usize + 9..][..9]);
+    let (one, two) = tokio::join!(pull(), pull());
+    assert_eq!((one.unwrap().digest, two.unwrap().digest), (image.digest, image.digest));
+    assert_eq!(sent.load(Ordering::Relaxed), 60, "something came twice, or not at all");
+}
+
+#[tokio::test]
+async fn what_vms_use_is_not_removed() {
+    let ((tmp, from), (kept, to)) = (store(), store());
+    let image = import(&tmp, &from, "one", &content(5));
+    let swarm = Arc::new(Swarm::default());
+    swarm.add(1, &from, Manner::Honest);
+    to.pull(pull_of(&image), swarm.clone(), watch::Sender::new(Progress::default())).await.unwrap();
+    let served = serve(&to, &image, &swarm).await;
+    let path = served.path().to_owned();
+    assert!(matches!(to.remove(name("pulled")).await, Err(ImageError::InUse(_))));
+    drop(served);
+    // The VM is stopped, and the agent too; then it starts without any other host.
+    let to = Arc::new(ImageStore::open(kept.path()).unwrap());
+    to.retain_held(&BTreeSet::from([image.digest])).unwrap();
+    assert!(matches!(to.remove(name("pulled")).await, Err(ImageError::InUse(_))));
+    swarm.clear();
+    let served = serve(&to, &image, &swarm).await;
+    assert_eq!(served.path(), path);
+    // It runs, whatever the list of VMs says.
+    to.retain_held(&BTreeSet::new()).unwrap();
+    assert!(matches!(to.remove(name("pulled")).await, Err(ImageError::InUse(_))));
+    assert_eq!(Client::connect(&path).await.read(0, 9).await, content(5)[..9]);
+    drop(served);
+    to.retain_held(&BTreeSet::new()).unwrap();
+    to.remove(name("pulled")).await.unwrap();
+    let (digest, _) = from.manifest(&name("one")).unwrap().chunk_at(0);
+    assert!(!to.chunks.path(digest).exists());
+}
+
+#[tokio::test]
+async fn a_read_that_nobody_serves_fails_and_tells_when_to_try_again() {
+    let ((tmp, from), (_kept, to)) = (store(), store());
+    let image = import(&tmp, &from, "one", &content(5));
+    let swarm = Arc::new(Swarm::default());
+    swarm.add(1, &from, Manner::Honest);
+    let served = serve(&to, &image, &swarm).await;
+    swarm.clear();
+    let mut supply = served.supply();
+    let mut client = Client::connect(served.path()).await;
+    assert_eq!(client.request(0, 0, 9).await, 5);
+    assert!(matches!(&*supply.borrow_and_update(), Supply::Lost(_)));
+    assert_eq!(client.request(0, 0, 9).await, 5, "nothing has changed");
+    swarm.add(2, &from, Manner::Honest);
+    supply.wait_for(|supply| *supply == Supply::Flowing).await.unwrap();
+    assert_eq!(client.read(0, 9).await, content(5)[..9]);
 }
