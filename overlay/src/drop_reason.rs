@@ -47,11 +47,13 @@ pub enum DropReason {
     BadOffload,
     /// The TAP did not take it.
     PortRefused,
+    /// It was given up after a wait, so that its flow slows down.
+    Congested,
 }
 
 impl DropReason {
     /// All reasons, in the order of their counters.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Malformed,
         Self::UnknownVersion,
         Self::UnknownNetwork,
@@ -72,6 +74,7 @@ impl DropReason {
         Self::Incomplete,
         Self::BadOffload,
         Self::PortRefused,
+        Self::Congested,
     ];
 
     /// The stable name, as the API shows it.
@@ -97,6 +100,7 @@ impl DropReason {
             Self::Incomplete => "incomplete",
             Self::BadOffload => "bad_offload",
             Self::PortRefused => "port_refused",
+            Self::Congested => "congested",
         }
     }
 }

@@ -23,6 +23,7 @@ pub mod names;
 pub mod migrate;
 pub mod node;
 pub mod offload;
+pub mod queue;
 mod rng;
 mod seeded;
 pub mod switch;

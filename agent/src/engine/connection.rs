@@ -18,6 +18,10 @@ use virtuoso_overlay::wire::frame::FrameHeader;
 /// Sends of one connection in one turn of the loop: four super-frames, so that no link waits long for another.
 const SENDS_PER_TURN: usize = 4;
 
+/// Bytes that QUIC may hold when it gets another packet. What it holds can't be overtaken, so it is little; but a batch
+/// of small packets should fill a send of the socket.
+const COMMITTED_BYTES_MAX: usize = 48 << 10;
+
 /// Who dialled.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Role {
@@ -118,9 +122,9 @@ impl Connection {
         matches!(self.phase, Phase::Welcomed | Phase::Up)
     }
 
-    /// Whether frames can be handed to QUIC now. Half of its buffer is more than a super-frame needs.
+    /// Whether a packet can be handed to QUIC now: it holds less than a super-frame, be that one or many small ones.
     pub(super) fn has_room(&mut self) -> bool {
-        self.unsent.is_none() && self.quic.datagrams().send_buffer_space() >= DATAGRAM_BUFFER_BYTES / 2
+        self.unsent.is_none() && self.quic.datagrams().send_buffer_space() > DATAGRAM_BUFFER_BYTES - COMMITTED_BYTES_MAX
     }
 
     /// Packs one packet (virtio-net header and frame); false if QUIC did not take all of it. HOT PATH.

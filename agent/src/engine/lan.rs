@@ -3,23 +3,27 @@
 use super::clock::Tick;
 use super::links::{Links, frame_bytes};
 use super::port::{Port, PortConfig};
+use super::queue::PacketBuffer;
 use super::stats::{PortInfo, TrafficCounters};
 use std::collections::BTreeMap;
 use std::io;
 use virtuoso_overlay::drop_reason::DropReason;
 use virtuoso_overlay::ids::{HostId, NetworkId};
-use virtuoso_overlay::limits::FRAME_BYTES_MAX;
 use virtuoso_overlay::offload::Segmenter;
 use virtuoso_overlay::switch::{Egress, Ingress, NetworkSpec, Switch};
-use virtuoso_overlay::wire::frame::{FrameHeader, FrameHeaderError, VNET_BYTES};
+use virtuoso_overlay::wire::frame::{FrameHeader, FrameHeaderError};
 
-/// What one port may bring in one turn: one super-frame, or some dozens of small frames. More would make packets from
-/// the socket wait, which is where latency under load comes from.
-const BYTES_PER_TURN: usize = 64 << 10;
-const FRAMES_PER_TURN: usize = 64;
+/// What one port may bring in one turn: what waits in the kernel's queue can't be chosen from, what is here can. More
+/// would make packets from the socket wait.
+const BYTES_PER_TURN: usize = 512 << 10;
+const FRAMES_PER_TURN: usize = 256;
+
+/// What a port brings at least before it is asked whether the link has enough: one super-frame, some dozens of frames.
+const BYTES_PER_TURN_MIN: usize = 64 << 10;
+const FRAMES_PER_TURN_MIN: usize = 64;
 
 /// A packet that goes on to another host.
-type Forward = (HostId, FrameHeader, Vec<u8>);
+type Forward = (HostId, FrameHeader, PacketBuffer);
 
 /// Switch and ports.
 pub(super) struct Lan {
@@ -27,7 +31,7 @@ pub(super) struct Lan {
     ports: BTreeMap<NetworkId, Port>,
     segmenter: Segmenter,
     /// The packet that is being read from a port.
-    packet: Box<[u8]>,
+    packet: PacketBuffer,
     /// What a batch from the links brought for other hosts.
     forwards: Vec<Forward>,
 }
@@ -38,7 +42,7 @@ impl Lan {
             switch,
             ports: BTreeMap::new(),
             segmenter: Segmenter::default(),
-            packet: vec![0; VNET_BYTES + FRAME_BYTES_MAX].into_boxed_slice(),
+            packet: PacketBuffer::new(),
             forwards: Vec::new(),
         }
     }
@@ -67,32 +71,34 @@ impl Lan {
     /// Reads one port's turn and sends what it brings where the switch says. HOT PATH.
     pub(super) fn read_port(&mut self, tick: Tick, network: NetworkId, links: &mut Links) -> io::Result<()> {
         let Some(port) = self.ports.get_mut(&network) else { return Ok(()) };
-        let mut bytes = 0;
-        for _ in 0..FRAMES_PER_TURN {
-            let packet = match port.read(&mut self.packet) {
-                Ok(Some(packet)) => packet,
-                Ok(None) => continue,
+        let (mut bytes, mut is_behind) = (0, false);
+        for frame in 0..FRAMES_PER_TURN {
+            let is_enough = is_behind && (bytes >= BYTES_PER_TURN_MIN || frame >= FRAMES_PER_TURN_MIN);
+            if is_enough || bytes >= BYTES_PER_TURN {
+                break;
+            }
+            let buffer = &mut self.packet;
+            match port.read(buffer) {
+                Ok(true) => {}
+                Ok(false) => continue,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
-            };
+            }
+            let packet = buffer.as_ref();
             bytes += packet.len();
             match self.switch.ingress(tick.now.mono, network, packet, packet.len()) {
-                Ingress::Unicast(host, header) => links.send(tick, host, &header, packet),
-                Ingress::Flood(hosts, header) => {
-                    for host in hosts {
-                        links.send(tick, *host, &header, packet);
-                    }
+                Ingress::Unicast(host, header) => {
+                    links.send(tick, host, &header, buffer);
+                    is_behind = links.is_behind(host);
                 }
+                Ingress::Flood(hosts, header) => links.send_all(tick, hosts, &header, buffer),
                 Ingress::Reply(reply, reason) => {
                     port.deliver(&mut self.segmenter, reply);
                     port.traffic.drops.count(reason);
                 }
                 Ingress::Hold(mac, header) => self.switch.hold(network, mac, header, packet.to_vec()),
                 Ingress::Drop(reason) => port.traffic.drops.count(reason),
-            }
-            if bytes >= BYTES_PER_TURN {
-                break;
             }
         }
         Ok(())
@@ -109,7 +115,7 @@ impl Lan {
         traffic.received(frame_bytes(packet));
         match self.switch.egress(tick.now.mono, from, header, packet) {
             Egress::Deliver => self.deliver(header.network, packet),
-            Egress::Forward(to, header) => self.forwards.push((to, header, packet.to_vec())),
+            Egress::Forward(to, header) => self.forwards.push((to, header, PacketBuffer::holding(packet))),
             Egress::Hold(mac, header) => self.switch.hold(header.network, mac, header, packet.to_vec()),
             Egress::Drop(reason) => traffic.drops.count(reason),
         }
@@ -117,8 +123,8 @@ impl Lan {
 
     /// Sends on what [`Lan::take`] found to belong elsewhere.
     pub(super) fn send_forwards(&mut self, tick: Tick, links: &mut Links) {
-        for (host, header, packet) in self.forwards.drain(..) {
-            links.send(tick, host, &header, &packet);
+        for (host, header, mut packet) in self.forwards.drain(..) {
+            links.send(tick, host, &header, &mut packet);
         }
     }
 

@@ -1,6 +1,6 @@
 //! The link to one peer: what outlives its connections. Addresses, when to dial again, what waits, what was counted.
 
-use super::queue::LinkQueue;
+use super::queue::{LinkQueue, QUEUE_BYTES_MAX, QUEUE_BYTES_UNLINKED_MAX};
 use super::stats::{LinkState, TrafficCounters};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ const STABLE_TIME: Duration = Duration::from_secs(10);
 const ATTEMPTS_MAX: u32 = 36;
 
 /// A link.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Link {
     /// Where the peer may be reached, best first.
     pub(super) addresses: Vec<SocketAddr>,
@@ -39,9 +39,26 @@ pub(super) struct Link {
 }
 
 impl Link {
+    /// A link that nobody has asked for. `seed` is the host's secret.
+    pub(super) fn new(seed: u64) -> Self {
+        Self {
+            addresses: Vec::new(),
+            active: None,
+            dialling: None,
+            is_wanted: false,
+            retry_at: None,
+            queue: LinkQueue::new(seed),
+            traffic: TrafficCounters::default(),
+            error: None,
+            failures: 0,
+            up_since: None,
+        }
+    }
+
     /// The link is up by the connection in `slot`.
     pub(super) fn rise(&mut self, now: Instant, slot: u16) {
         self.active = Some(slot);
+        self.queue.flows().set_bytes_max(QUEUE_BYTES_MAX);
         self.dialling = None;
         self.retry_at = None;
         self.up_since = Some(now);
@@ -51,6 +68,7 @@ impl Link {
     /// The active connection is gone.
     pub(super) fn fall(&mut self, now: Instant, reason: String) {
         self.active = None;
+        self.queue.flows().set_bytes_max(QUEUE_BYTES_UNLINKED_MAX);
         self.error = Some(reason);
         if self.up_since.take().is_some_and(|since| now.duration_since(since) >= STABLE_TIME) {
             self.failures = 0;
@@ -120,7 +138,7 @@ mod tests {
     #[test]
     fn waits_grow_and_end() {
         let now = Instant::now();
-        let mut link = Link::default();
+        let mut link = Link::new(0);
         link.want(now);
         assert_eq!(link.retry_at, Some(now));
         let mut waits = Vec::new();
@@ -138,7 +156,7 @@ mod tests {
     #[test]
     fn a_short_life_does_not_end_the_row_of_failures() {
         let now = Instant::now();
-        let mut link = Link::default();
+        let mut link = Link::new(0);
         link.want(now);
         for _ in 0..5 {
             link.back_off(now, Duration::ZERO, 0);

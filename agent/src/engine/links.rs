@@ -15,6 +15,7 @@ use super::clock::Tick;
 use super::connection::{CloseCode, Connection, Phase, Sent};
 use super::link::Link;
 use super::path::{Path, Route};
+use super::queue::{PacketBuffer, Spares};
 use super::socket::Socket;
 use super::stats::{LinkInfo, TrafficCounters};
 use super::{AdmissionCheck, tls, transport};
@@ -48,6 +49,12 @@ const SETUP_TIME: Duration = Duration::from_secs(5);
 /// How long the smaller host holds a connection back while its own is being made: a few round trips of a long path.
 const HOLD_TIME: Duration = Duration::from_secs(1);
 
+/// What waits for a link when its port is read no further: some of each conversation, among which the queue can choose.
+/// More would be read only to be dropped.
+const BACKLOG_BYTES_MAX: usize = 1 << 20;
+/// See [`BACKLOG_BYTES_MAX`].
+const BACKLOG_PACKETS_MAX: usize = 512;
+
 /// What happened to a link.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum LinkEvent {
@@ -77,6 +84,9 @@ pub(super) struct Links {
     keypair: Keypair,
     certificate: Vec<u8>,
     admit: AdmissionCheck,
+    /// Keeps guests from choosing conversations that share a queue.
+    seed: u64,
+    spares: Spares,
     /// Tells this run of the agent from an earlier one, so that peers drop connections to that one at once.
     instance: u64,
     endpoint: Endpoint,
@@ -106,13 +116,16 @@ impl Links {
         let mut server = ServerConfig::with_crypto(Arc::new(tls::server(&config.keypair)?));
         server.transport_config(Arc::clone(&transport)).migration(false);
         let endpoint = Endpoint::new(Arc::new(endpoint), Some(Arc::new(server)), !config.may_fragment, None);
-        let mut instance = [0; 8];
+        let (mut instance, mut seed) = ([0; 8], [0; 8]);
         fill_random(&mut instance);
+        fill_random(&mut seed);
         Ok(Self {
             me: tls::host_id(&config.keypair)?,
             keypair: config.keypair,
             certificate: config.certificate,
             admit: config.admit,
+            seed: u64::from_be_bytes(seed),
+            spares: Spares::default(),
             instance: u64::from_be_bytes(instance),
             endpoint,
             transport,
@@ -197,28 +210,38 @@ impl Links {
         }
     }
 
-    /// Sends a packet (virtio-net header and frame) to `host`, or keeps it while there is no link. HOT PATH.
-    pub(super) fn send(&mut self, tick: Tick, host: HostId, header: &FrameHeader, packet: &[u8]) {
-        let link = self.links.entry(host).or_default();
-        if let Some(slot) = link.active
-            && let Some(connection) = self.table.get_mut(slot)
-        {
-            if link.queue.is_empty() && connection.has_room() {
-                if connection.pack(header, packet) {
-                    link.traffic.sent(frame_bytes(packet));
-                } else {
-                    link.traffic.drops.count(DropReason::QueueFull);
-                }
-            } else if !link.queue.push(tick.now.mono, *header, packet) {
-                link.traffic.drops.count(DropReason::QueueFull);
-            }
-            self.touch(slot);
+    /// Sends a packet (virtio-net header and frame) to `host`, or keeps it while there is no room or no link; then
+    /// `packet` may get another buffer. HOT PATH.
+    pub(super) fn send(&mut self, tick: Tick, host: HostId, header: &FrameHeader, packet: &mut PacketBuffer) {
+        let seed = self.seed;
+        let link = self.links.entry(host).or_insert_with(|| Link::new(seed));
+        let Link { queue, traffic, .. } = link;
+        let connection = link.active.and_then(|slot| self.table.get_mut(slot).map(|connection| (slot, connection)));
+        let Some((slot, connection)) = connection else {
+            queue.push(tick.now.mono, *header, packet, &mut self.spares, &mut traffic.drops, DropReason::NoLink);
+            link.want(tick.at);
             return;
+        };
+        if queue.is_empty() && connection.has_room() {
+            pack(connection, traffic, header, packet.as_ref());
+        } else {
+            queue.push(tick.now.mono, *header, packet, &mut self.spares, &mut traffic.drops, DropReason::QueueFull);
         }
-        if !link.queue.push(tick.now.mono, *header, packet) {
-            link.traffic.drops.count(DropReason::NoLink);
+        self.touch(slot);
+    }
+
+    /// As [`Links::send`] to each of `hosts`.
+    pub(super) fn send_all(&mut self, tick: Tick, hosts: &[HostId], header: &FrameHeader, packet: &PacketBuffer) {
+        for host in hosts {
+            self.send(tick, *host, header, &mut PacketBuffer::holding(packet.as_ref()));
         }
-        link.want(tick.at);
+    }
+
+    /// Whether the link to `host` has so much to send that it need not get more in this turn.
+    pub(super) fn is_behind(&self, host: HostId) -> bool {
+        self.links.get(&host).is_some_and(|link| {
+            link.queue.flow_bytes() > BACKLOG_BYTES_MAX || link.queue.flow_packets() > BACKLOG_PACKETS_MAX
+        })
     }
 
     /// Sends a message to `host`. Without a link it is dropped: the switch tells a new link everything.
@@ -243,7 +266,7 @@ impl Links {
                 connection.peer.and_then(|peer| self.links.get_mut(&peer)).filter(|link| link.active == Some(slot));
             let mut waits = false;
             if let Some(link) = link {
-                fill(link, connection);
+                fill(tick, link, connection, &mut self.spares);
                 waits = !link.queue.is_empty();
             }
             let sent = connection.transmit(tick, socket, &mut self.outgoing);
@@ -408,6 +431,12 @@ impl Links {
         }
     }
 
+    /// The link to `host`, which is made if need be.
+    fn link_mut(&mut self, host: HostId) -> &mut Link {
+        let seed = self.seed;
+        self.links.entry(host).or_insert_with(|| Link::new(seed))
+    }
+
     /// Puts the connection on the list of those to look after and to send for.
     fn touch(&mut self, slot: u16) {
         if let Some(connection) = self.table.get_mut(slot)
@@ -435,14 +464,19 @@ impl Connection {
 }
 
 /// Hands waiting packets to QUIC while it has room.
-fn fill(link: &mut Link, connection: &mut Connection) {
-    while !link.queue.is_empty() && connection.has_room() {
-        let Some(queued) = link.queue.pop() else { break };
-        if connection.pack(&queued.header, &queued.packet) {
-            link.traffic.sent(frame_bytes(&queued.packet));
-        } else {
-            link.traffic.drops.count(DropReason::QueueFull);
-        }
+fn fill(tick: Tick, link: &mut Link, connection: &mut Connection, spares: &mut Spares) {
+    while connection.has_room() {
+        let Some(queued) = link.queue.pop(tick.now.mono, spares, &mut link.traffic.drops) else { break };
+        pack(connection, &mut link.traffic, &queued.header, queued.packet.as_ref());
+        spares.put(queued.packet);
+    }
+}
+
+fn pack(connection: &mut Connection, traffic: &mut TrafficCounters, header: &FrameHeader, packet: &[u8]) {
+    if connection.pack(header, packet) {
+        traffic.sent(frame_bytes(packet));
+    } else {
+        traffic.drops.count(DropReason::QueueFull);
     }
 }
 

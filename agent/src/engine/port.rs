@@ -1,5 +1,6 @@
 //! A port: where a network meets this host. One TAP, what it can take, and what went through it.
 
+use super::queue::PacketBuffer;
 use super::stats::TrafficCounters;
 use super::tap::{Tap, TapOffloads};
 use std::io;
@@ -44,25 +45,23 @@ impl Port {
         })
     }
 
-    /// Reads one packet and makes its virtio-net header one that a peer accepts. `None` if it was dropped. HOT PATH.
-    pub(super) fn read<'a>(&mut self, buffer: &'a mut [u8]) -> io::Result<Option<&'a [u8]>> {
-        let bytes = self.tap.read(buffer)?;
-        let packet = &mut buffer[..bytes];
-        self.traffic.received(bytes.saturating_sub(VNET_BYTES));
+    /// Reads one packet and makes its virtio-net header one that a peer accepts. False if it was dropped. HOT PATH.
+    pub(super) fn read(&mut self, buffer: &mut PacketBuffer) -> io::Result<bool> {
+        buffer.fill(|bytes| self.tap.read(bytes))?;
+        let packet = buffer.as_mut();
+        self.traffic.received(packet.len().saturating_sub(VNET_BYTES));
         let Some((header, frame)) = packet.split_first_chunk_mut::<VNET_BYTES>() else {
             self.traffic.drops.count(DropReason::Malformed);
-            return Ok(None);
+            return Ok(false);
         };
         match VnetHdr::decode(header).and_then(|wish| wish.settle(frame)) {
-            Ok(settled) => {
-                *header = settled.encode();
-                Ok(Some(packet))
-            }
+            Ok(settled) => *header = settled.encode(),
             Err(_) => {
                 self.traffic.drops.count(DropReason::BadOffload);
-                Ok(None)
+                return Ok(false);
             }
         }
+        Ok(true)
     }
 
     /// Writes a packet of untrusted origin: its virtio-net header is rebuilt. HOT PATH.

@@ -1,22 +1,23 @@
-//! Packets that wait for one link, in order, bounded in bytes and in time.
-//!
-//! It stands between the ports and QUIC. A link that connects or is blocked fills its own queue only; what finds it
-//! full is dropped at the tail, so that no other link and no port waits for it.
+//! Packets that wait for one link: FQ-CoDel between the ports and QUIC, so that a greedy conversation delays nobody else,
+//! and beside it what follows a moved address, of which nothing may be lost. A link that connects or is blocked fills
+//! its own queue only.
 
 use std::collections::VecDeque;
 use std::time::Duration;
-use virtuoso_overlay::limits::HOLD_TOTAL_BYTES_MAX;
+use virtuoso_overlay::drop_reason::{DropCounters, DropReason};
+use virtuoso_overlay::limits::{FRAME_BYTES_MAX, HOLD_TOTAL_BYTES_MAX};
+use virtuoso_overlay::queue::FqCodel;
 use virtuoso_overlay::time::Instant;
-use virtuoso_overlay::wire::frame::{Flags, FrameHeader};
+use virtuoso_overlay::wire::frame::{Flags, FrameHeader, VNET_BYTES};
 
-/// Bytes that wait for one link: eight super-frames, 5 ms at 800 Mbit/s.
-const QUEUE_BYTES_MAX: usize = 512 << 10;
+/// Bytes that wait for a link that is up: 5 ms at 3 Gbit/s. The time that packets may wait bounds slower links.
+pub(super) const QUEUE_BYTES_MAX: usize = 2 << 20;
 
-/// Packets that wait for one link, whatever their size: each costs its bookkeeping too.
-const QUEUE_PACKETS_MAX: usize = 2048;
+/// Bytes that wait for a link that is being made: the first packets of some conversations.
+pub(super) const QUEUE_BYTES_UNLINKED_MAX: usize = 512 << 10;
 
-/// Bounds of what follows a moved address: frames that were held for it come all at once, and none of them may be lost.
-/// They are the ones that the switch has let go of, so the memory is the same.
+/// Bounds of what follows a moved address: frames that were held for it come all at once. They are the ones that the
+/// switch has let go of, so the memory is the same.
 const FOLLOWING_BYTES_MAX: usize = HOLD_TOTAL_BYTES_MAX;
 /// See [`FOLLOWING_BYTES_MAX`]; frames of 64 bytes at least.
 const FOLLOWING_PACKETS_MAX: usize = FOLLOWING_BYTES_MAX / 64;
@@ -24,55 +25,158 @@ const FOLLOWING_PACKETS_MAX: usize = FOLLOWING_BYTES_MAX / 64;
 /// A packet that waited this long is worth nothing any more: ARP and TCP have repeated it.
 const QUEUE_AGE_MAX: Duration = Duration::from_secs(3);
 
+/// Packets from this size on keep the buffer that they were read into; smaller ones are copied into one of their size.
+const WHOLE_BUFFER_MIN: usize = 32 << 10;
+
+/// Buffers that are kept for packets to come: as many as one queue holds.
+const SPARES_MAX: usize = QUEUE_BYTES_MAX / PacketBuffer::BYTES;
+
 /// A packet (virtio-net header and frame) with the header it goes with.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Queued {
-    pub(super) header: FrameHeader,
-    pub(super) packet: Box<[u8]>,
-    since: Instant,
+pub(super) type Queued = virtuoso_overlay::queue::Queued<PacketBuffer>;
+
+/// A packet, in a buffer that may be larger.
+#[derive(Debug)]
+pub(super) struct PacketBuffer {
+    bytes: Vec<u8>,
+    len: usize,
 }
 
-/// What waits for one link.
+/// Large buffers that nobody uses at the moment.
 #[derive(Debug, Default)]
+pub(super) struct Spares(Vec<PacketBuffer>);
+
+/// What waits for one link.
+#[derive(Debug)]
 pub(super) struct LinkQueue {
-    packets: VecDeque<Queued>,
-    bytes: usize,
+    following: VecDeque<Queued>,
+    following_bytes: usize,
+    flows: FqCodel<PacketBuffer>,
 }
 
 impl LinkQueue {
+    /// `seed` keeps guests from choosing conversations that share a queue.
+    pub(super) fn new(seed: u64) -> Self {
+        let flows = FqCodel::new(seed, QUEUE_BYTES_UNLINKED_MAX);
+        Self { following: VecDeque::new(), following_bytes: 0, flows }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
-        self.packets.is_empty()
+        self.following.is_empty() && self.flows.is_empty()
     }
 
-    /// Adds a copy of `packet`; false if there is no room.
-    pub(super) fn push(&mut self, now: Instant, header: FrameHeader, packet: &[u8]) -> bool {
-        let (bytes_max, packets_max) = match header.flags.has(Flags::FORWARDED) {
-            true => (FOLLOWING_BYTES_MAX, FOLLOWING_PACKETS_MAX),
-            false => (QUEUE_BYTES_MAX, QUEUE_PACKETS_MAX),
-        };
-        if self.bytes + packet.len() > bytes_max || self.packets.len() >= packets_max {
-            return false;
+    /// The flow queues, for their settings and figures.
+    pub(super) fn flows(&mut self) -> &mut FqCodel<PacketBuffer> {
+        &mut self.flows
+    }
+
+    /// Bytes that wait in the flow queues.
+    pub(super) fn flow_bytes(&self) -> usize {
+        self.flows.bytes()
+    }
+
+    /// Packets that wait in the flow queues.
+    pub(super) fn flow_packets(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// Adds a packet, which its buffer may lose. What has no room is counted in `drops` as `full`.
+    pub(super) fn push(
+        &mut self,
+        now: Instant,
+        header: FrameHeader,
+        packet: &mut PacketBuffer,
+        spares: &mut Spares,
+        drops: &mut DropCounters,
+        full: DropReason,
+    ) {
+        if !header.flags.has(Flags::FORWARDED) {
+            return self.flows.push(now, header, packet.take(spares), &mut |queued| {
+                drops.count(full);
+                spares.put(queued.packet);
+            });
         }
-        self.bytes += packet.len();
-        self.packets.push_back(Queued { header, packet: packet.into(), since: now });
-        true
+        let bytes = packet.as_ref().len();
+        if self.following_bytes + bytes > FOLLOWING_BYTES_MAX || self.following.len() >= FOLLOWING_PACKETS_MAX {
+            return drops.count(full);
+        }
+        self.following_bytes += bytes;
+        self.following.push_back(Queued { header, packet: PacketBuffer::holding(packet.as_ref()), since: now });
     }
 
-    /// Takes the oldest packet.
-    pub(super) fn pop(&mut self) -> Option<Queued> {
-        let queued = self.packets.pop_front()?;
-        self.bytes -= queued.packet.len();
-        Some(queued)
+    /// Takes the packet whose turn it is. What is given up instead is counted in `drops`.
+    pub(super) fn pop(&mut self, now: Instant, spares: &mut Spares, drops: &mut DropCounters) -> Option<Queued> {
+        if let Some(queued) = self.following.pop_front() {
+            self.following_bytes -= queued.packet.as_ref().len();
+            return Some(queued);
+        }
+        self.flows.pop(now, &mut |queued| {
+            drops.count(DropReason::Congested);
+            spares.put(queued.packet);
+        })
     }
 
     /// Drops what is too old, and says how many packets that were.
     pub(super) fn expire(&mut self, now: Instant) -> u64 {
         let mut expired = 0;
-        while self.packets.front().is_some_and(|queued| now.since(queued.since) > QUEUE_AGE_MAX) {
-            self.pop();
+        while self.following.front().is_some_and(|queued| now.since(queued.since) > QUEUE_AGE_MAX) {
+            let queued = self.following.pop_front();
+            self.following_bytes -= queued.map_or(0, |queued| queued.packet.as_ref().len());
             expired += 1;
         }
+        self.flows.expire(now - QUEUE_AGE_MAX, &mut |_| expired += 1);
         expired
+    }
+}
+
+impl PacketBuffer {
+    /// Bytes of a buffer that holds the largest packet.
+    pub(super) const BYTES: usize = VNET_BYTES + FRAME_BYTES_MAX;
+
+    /// An empty packet in a buffer that holds the largest one.
+    pub(super) fn new() -> Self {
+        Self { bytes: vec![0; Self::BYTES], len: 0 }
+    }
+
+    /// A copy of `packet` in a buffer of its size.
+    pub(super) fn holding(packet: &[u8]) -> Self {
+        Self { bytes: packet.to_vec(), len: packet.len() }
+    }
+
+    /// Lets `fill` write into the whole buffer and say how long the packet is.
+    pub(super) fn fill<E>(&mut self, fill: impl FnOnce(&mut [u8]) -> Result<usize, E>) -> Result<(), E> {
+        self.len = 0;
+        self.len = fill(&mut self.bytes)?.min(self.bytes.len());
+        Ok(())
+    }
+
+    /// The packet as something to keep. A large one takes the buffer along, and another one takes its place.
+    fn take(&mut self, spares: &mut Spares) -> Self {
+        if self.len < WHOLE_BUFFER_MIN { Self::holding(self.as_ref()) } else { std::mem::replace(self, spares.get()) }
+    }
+}
+
+impl AsRef<[u8]> for PacketBuffer {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+impl AsMut<[u8]> for PacketBuffer {
+    fn as_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[..self.len]
+    }
+}
+
+impl Spares {
+    /// Keeps the buffer of a packet that is done with, if it is one of the large ones.
+    pub(super) fn put(&mut self, packet: PacketBuffer) {
+        if packet.bytes.len() == PacketBuffer::BYTES && self.0.len() < SPARES_MAX {
+            self.0.push(packet);
+        }
+    }
+
+    fn get(&mut self) -> PacketBuffer {
+        self.0.pop().unwrap_or_else(PacketBuffer::new)
     }
 }
 
@@ -83,33 +187,79 @@ mod tests {
 
     const HEADER: FrameHeader = FrameHeader { network: NetworkId(1), hops: 1, flags: Flags::VNET };
 
+    struct Test {
+        queue: LinkQueue,
+        spares: Spares,
+        drops: DropCounters,
+    }
+
+    impl Test {
+        fn new() -> Self {
+            Self { queue: LinkQueue::new(1), spares: Spares::default(), drops: DropCounters::default() }
+        }
+
+        fn push(&mut self, now: Instant, header: FrameHeader, packet: &[u8]) {
+            let mut packet = PacketBuffer::holding(packet);
+            self.queue.push(now, header, &mut packet, &mut self.spares, &mut self.drops, DropReason::NoLink);
+        }
+
+        fn pop(&mut self) -> Option<Queued> {
+            self.queue.pop(Instant(0), &mut self.spares, &mut self.drops)
+        }
+    }
+
     #[test]
-    fn bytes_and_packets_are_bounded() {
-        let mut queue = LinkQueue::default();
-        let large = vec![0; 64 << 10];
-        assert_eq!((0..100).filter(|_| queue.push(Instant(0), HEADER, &large)).count(), 8);
-        while queue.pop().is_some() {}
-        assert_eq!((0..5000).filter(|_| queue.push(Instant(0), HEADER, b"small")).count(), QUEUE_PACKETS_MAX);
+    fn bytes_are_bounded_and_what_does_not_fit_is_counted() {
+        let mut test = Test::new();
+        for _ in 0..100 {
+            test.push(Instant(0), HEADER, &vec![0; 64 << 10]);
+        }
+        let left = std::iter::from_fn(|| test.pop()).count() as u64;
+        assert!((3..8).contains(&left), "{left}");
+        assert_eq!(test.drops.get(DropReason::NoLink), 100 - left);
     }
 
     #[test]
     fn what_follows_a_moved_address_is_held_as_long_as_it_was() {
         let following = FrameHeader { flags: Flags::VNET.with(Flags::FORWARDED), ..HEADER };
-        let mut queue = LinkQueue::default();
-        let frame = [0; 110];
-        assert!((0..40_000).all(|_| queue.push(Instant(0), following, &frame)), "four seconds of 10,000 frames");
-        assert!(!queue.push(Instant(0), HEADER, &frame), "other frames do not queue behind");
+        let mut test = Test::new();
+        for _ in 0..40_000 {
+            test.push(Instant(0), following, &[0; 110]);
+        }
+        assert_eq!(test.drops.iter().count(), 0, "four seconds of 10,000 frames");
+        test.push(Instant(0), HEADER, &[1; 110]);
+        assert_eq!(test.pop().unwrap().header, following, "it goes first");
+        assert_eq!(std::iter::from_fn(|| test.pop()).count(), 40_000);
     }
 
     #[test]
     fn packets_leave_in_order_and_grow_old() {
-        let mut queue = LinkQueue::default();
+        let mut test = Test::new();
         for second in 0..5u64 {
-            queue.push(Instant(second * 1_000_000), HEADER, &[second as u8]);
+            test.push(Instant(second * 1_000_000), HEADER, &[second as u8]);
         }
-        assert_eq!(queue.expire(Instant(5_500_000)), 3);
-        assert_eq!(queue.pop().unwrap().packet[..], [3]);
-        assert_eq!(queue.pop().unwrap().packet[..], [4]);
-        assert!(queue.is_empty());
+        assert_eq!(test.queue.expire(Instant(5_500_000)), 3);
+        assert_eq!(test.pop().unwrap().packet.as_ref(), [3]);
+        assert_eq!(test.pop().unwrap().packet.as_ref(), [4]);
+        assert!(test.queue.is_empty());
+    }
+
+    #[test]
+    fn a_large_packet_is_not_copied_and_its_buffer_used_again() {
+        let mut test = Test::new();
+        let mut buffer = PacketBuffer::new();
+        for round in 0..5u8 {
+            buffer
+                .fill(|bytes| {
+                    bytes[..40_000].fill(round);
+                    Ok::<_, ()>(40_000)
+                })
+                .unwrap();
+            test.queue.push(Instant(0), HEADER, &mut buffer, &mut test.spares, &mut test.drops, DropReason::NoLink);
+            let queued = test.pop().unwrap();
+            assert_eq!(queued.packet.as_ref(), [round; 40_000]);
+            test.spares.put(queued.packet);
+            assert_eq!(test.spares.0.len(), 1);
+        }
     }
 }

@@ -14,6 +14,7 @@ use super::event::{EngineEvent, EventSink};
 use super::lan::Lan;
 use super::links::{LinkEvent, Links};
 use super::path::Path;
+use super::queue::PacketBuffer;
 use super::socket::{Socket, canonical};
 use super::stats::EngineInfo;
 use bytes::BytesMut;
@@ -225,7 +226,9 @@ impl Worker {
         match effect {
             SwitchEffect::Connect(host) => self.links.connect(tick, host),
             SwitchEffect::Send { to, message } => self.links.send_message(tick, to, &message),
-            SwitchEffect::Transmit { to, header, packet } => self.links.send(tick, to, &header, &packet),
+            SwitchEffect::Transmit { to, header, packet } => {
+                self.links.send(tick, to, &header, &mut PacketBuffer::holding(&packet));
+            }
             SwitchEffect::Deliver { network, packet } => self.lan.deliver(network, &packet),
             SwitchEffect::Upward(upward) => self.events.emit(EngineEvent::Switch(upward)),
         }

@@ -134,7 +134,7 @@ impl Links {
             self.events.push_back(LinkEvent::Refused { host, by_us: true, reason: reason.clone() });
             return Err(reason);
         }
-        self.links.entry(host).or_default();
+        self.link_mut(host);
         Ok(hello.instance)
     }
 

@@ -15,14 +15,14 @@ impl Links {
     /// Makes a link to `host` unless there is one.
     pub(in super::super) fn connect(&mut self, tick: Tick, host: HostId) {
         if host != self.me {
-            self.links.entry(host).or_default().want(tick.at);
+            self.link_mut(host).want(tick.at);
         }
     }
 
     /// The addresses at which `host` may be reached.
     pub(in super::super) fn set_addresses(&mut self, tick: Tick, host: HostId, addresses: Vec<SocketAddr>) {
         if host != self.me {
-            self.links.entry(host).or_default().readdress(tick.at, addresses);
+            self.link_mut(host).readdress(tick.at, addresses);
         }
     }
 
