@@ -241,6 +241,15 @@ impl Host {
         Ok(Monitor { client, path })
     }
 
+    /// The control groups of VMs that are still there.
+    fn vm_groups(&self) -> Vec<PathBuf> {
+        let vms = fs::read_dir(self.state_dir.join("vms")).into_iter().flatten().flatten();
+        let ids = vms.map(|entry| entry.file_name()).collect::<Vec<_>>();
+        let roots = ["", "cpu", "memory"].map(|root| Path::new("/sys/fs/cgroup").join(root).join("virtuoso"));
+        let groups = roots.iter().flat_map(|root| ids.iter().map(move |id| root.join(id)));
+        groups.filter(|group| group.is_dir()).collect()
+    }
+
     /// The processes of VMs, as the agent has written them down.
     fn vm_pids(&self) -> Vec<u32> {
         let Ok(vms) = fs::read_dir(self.state_dir.join("vms")) else { return Vec::new() };
@@ -266,8 +275,21 @@ impl Drop for Host {
         for pid in self.vm_pids() {
             let _ = sys::kill(pid, libc::SIGKILL);
         }
+        let groups = self.vm_groups();
+        // The kernel takes a moment to end a process; what stays then is empty and harms nobody.
+        let _ = wait::until_true("the control groups to be empty", GROUP_TIME_MAX, || {
+            let left = groups.iter().filter(|group| fs::remove_dir(group).is_err() && group.exists()).count();
+            Ok((left == 0, format!("{left} left")))
+        });
+        for group in &groups {
+            // The one above is for all VMs of the machine; others may have some.
+            let _ = group.parent().map(fs::remove_dir);
+        }
     }
 }
+
+/// How long ending a VM's process may take.
+const GROUP_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// A running `virtuoso monitor`.
 pub(crate) struct Monitor {

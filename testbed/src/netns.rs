@@ -95,7 +95,10 @@ fn settle(namespace: RawFd) -> std::io::Result<()> {
     sys::enter_network(namespace)?;
     sys::unshare(libc::CLONE_NEWNS)?;
     // Where a container forbids this, only what reads /sys/class/net sees the wrong interfaces.
-    let _ = sys::mount(c"sysfs", c"/sys", c"sysfs", 0);
+    if sys::mount(c"sysfs", c"/sys", c"sysfs", 0).is_ok() {
+        // A new /sys has an empty directory here.
+        let _ = sys::mount(c"/run/cgroup", c"/sys/fs/cgroup", c"none", libc::MS_BIND | libc::MS_REC);
+    }
     Ok(())
 }
 

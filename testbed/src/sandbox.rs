@@ -34,6 +34,14 @@ pub(crate) fn enter() -> Result<()> {
     for dir in ["/run/netns", WORK_DIR] {
         fs::create_dir_all(dir).with_context(|| format!("Cannot make {dir}"))?;
     }
+    keep_control_groups()
+}
+
+/// Agents get a `/sys` of their own namespace, which lacks the control groups: they are kept aside for them.
+fn keep_control_groups() -> Result<()> {
+    fs::create_dir_all("/run/cgroup").context("Cannot make /run/cgroup")?;
+    // A machine without control groups has nothing to keep.
+    let _ = sys::mount(c"/sys/fs/cgroup", c"/run/cgroup", c"none", libc::MS_BIND | libc::MS_REC);
     Ok(())
 }
 

@@ -33,6 +33,7 @@ mod startup;
 mod vlan;
 mod vm;
 mod vm_image;
+mod vm_limits;
 mod vm_names;
 
 #[derive(Clone)]
@@ -67,7 +68,7 @@ enum Verdict {
 
 /// All scenarios, the simple ones first.
 pub(crate) fn all() -> Vec<Scenario> {
-    let groups: [&[Scenario]; 18] = [
+    let groups: [&[Scenario]; 19] = [
         emulator::SCENARIOS,
         startup::SCENARIOS,
         join::SCENARIOS,
@@ -85,6 +86,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         conflict::SCENARIOS,
         vm::SCENARIOS,
         vm_image::SCENARIOS,
+        vm_limits::SCENARIOS,
         vm_names::SCENARIOS,
     ];
     groups.into_iter().flatten().cloned().collect()

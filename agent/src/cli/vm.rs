@@ -7,9 +7,10 @@ use super::{Asking, output, terminal};
 use crate::config::check_label;
 use crate::control::CONSOLE_PROTOCOL;
 use crate::control::client::Call;
-use crate::control::model::{BootDevice, Vm, VmCreate, VmStop};
+use crate::control::model::{BootDevice, Vm, VmCreate, VmDetails, VmStop};
 use crate::name::Name;
 use crate::size::ByteSize;
+use crate::vm::{VmLimits, VmLimitsChange};
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use std::path::{Path, PathBuf};
@@ -63,6 +64,16 @@ For a VM on another host everybody must be allowed to read them there.")]
         /// The VM
         name: Name,
     },
+    /// Change what a VM may use, while it runs too
+    #[command(
+        after_help = "Examples:\n  virtuoso vm set web --cpu-limit 50\n  virtuoso vm set web --io-limit 10MiB --iops-limit 500\n  virtuoso vm set web --cpu-limit 0"
+    )]
+    Set {
+        /// The VM
+        name: Name,
+        #[command(flatten)]
+        limits: Limits,
+    },
     /// Remove a VM and its disk
     #[command(after_help = "Examples:\n  virtuoso vm delete web\n  virtuoso vm delete web --force")]
     Delete {
@@ -91,6 +102,29 @@ Examples:
 
 A viewer is started if one is installed and there is a screen. Without one, open the address that is printed.")]
     Display(DisplayArgs),
+}
+
+#[derive(Args)]
+pub(super) struct Limits {
+    /// Percent of a processor that it may use, 100 for each whole one; 0 for no limit
+    #[arg(long, value_name = "PERCENT")]
+    cpu_limit: Option<u32>,
+    /// Bytes a second that its disk may carry, as 10MiB; 0 for no limit
+    #[arg(long, value_name = "SIZE")]
+    io_limit: Option<ByteSize>,
+    /// Operations a second that its disk may carry; 0 for no limit
+    #[arg(long, value_name = "COUNT")]
+    iops_limit: Option<u64>,
+}
+
+impl Limits {
+    fn change(&self) -> VmLimitsChange {
+        VmLimitsChange {
+            cpu_percent: self.cpu_limit,
+            io_bytes_per_s: self.io_limit.map(|limit| limit.0),
+            iops: self.iops_limit,
+        }
+    }
 }
 
 #[derive(Args)]
@@ -145,6 +179,8 @@ pub(super) struct CreateArgs {
     /// Begin again when it crashed
     #[arg(long)]
     restart: bool,
+    #[command(flatten)]
+    limits: Limits,
     /// Make it, but do not start it
     #[arg(long)]
     stopped: bool,
@@ -169,6 +205,12 @@ impl VmVerb {
                 asking.tell(call, state).await
             }
             Self::Reset { name } => asking.tell(Call::post(at(&name, "/reset"), &()), state).await,
+            Self::Set { name, limits } => {
+                let call = Call::post(at(&name, "/limits"), &limits.change());
+                asking
+                    .tell(call, |vm: Vm| format!("VM {}: {}", vm.name, vm.details.map(told).unwrap_or_default()))
+                    .await
+            }
             Self::Delete { name, force } => {
                 let query = if force { "?force=true" } else { "" };
                 asking.done(Call::delete(at(&name, query)), &format!("Removed VM {name}")).await
@@ -213,6 +255,7 @@ impl CreateArgs {
             labels: self.labels.into_iter().collect(),
             ssh_keys,
             restart: self.restart,
+            limits: VmLimits::default().changed(self.limits.change()),
             stopped: self.stopped,
             host: self.host,
             best: self.best,
@@ -246,6 +289,18 @@ fn parse_label(text: &str) -> anyhow::Result<(String, String)> {
 
 fn state(vm: Vm) -> String {
     format!("VM {} is {}", vm.name, vm.state)
+}
+
+fn told(details: VmDetails) -> String {
+    limits(&details.limits)
+}
+
+fn limits(limits: &VmLimits) -> String {
+    let cpu = (limits.cpu_percent > 0).then(|| format!("{} % of a processor", limits.cpu_percent));
+    let io = (limits.io_bytes_per_s > 0).then(|| format!("{} of disk a second", bytes(limits.io_bytes_per_s)));
+    let iops = (limits.iops > 0).then(|| format!("{} disk operations a second", limits.iops));
+    let all: Vec<String> = [cpu, io, iops].into_iter().flatten().collect();
+    if all.is_empty() { "none".into() } else { all.join(", ") }
 }
 
 fn vms(vms: Vec<Vm>) -> Table {
@@ -286,8 +341,17 @@ fn show(vm: Vm) -> Table {
     row("labels", list(details.labels.iter().map(|(key, value)| format!("{key}={value}"))));
     row("restart", yes(details.restart));
     row("pid", details.pid.map(|pid| pid.to_string()).unwrap_or_default());
+    row("limits", limits(&details.limits));
     row("cpu used", details.cpu_s.map(seconds).unwrap_or_default());
+    row("cpu now", details.cpu_percent.map(|percent| format!("{percent:.0} %")).unwrap_or_default());
     row("memory used", details.memory_used_bytes.map(bytes).unwrap_or_default());
+    row("disk used", bytes(details.disk_used_bytes));
+    let pair = |words: [&str; 2], counts: [Option<u64>; 2]| match counts {
+        [Some(one), Some(other)] => format!("{} {}, {} {}", words[0], bytes(one), words[1], bytes(other)),
+        _ => String::new(),
+    };
+    row("disk i/o", pair(["read", "written"], [details.io_read_bytes, details.io_written_bytes]));
+    row("network i/o", pair(["received", "sent"], [details.net_rx_bytes, details.net_tx_bytes]));
     row("display", details.vnc_socket);
     row("crash", details.crash.unwrap_or_default());
     table

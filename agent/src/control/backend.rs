@@ -7,7 +7,7 @@ use super::model::{
 };
 use super::problem::ApiError;
 use crate::name::Name;
-use crate::vm::Console;
+use crate::vm::{Console, VmLimitsChange};
 use axum::extract::Request;
 use axum::response::Response;
 use futures::future::BoxFuture;
@@ -97,6 +97,8 @@ pub trait Backend: Send + Sync + 'static {
     fn stop_vm(&self, name: Name, request: VmStop) -> Answer<'_, Vm>;
     /// Presses the reset button of a VM of this host.
     fn reset_vm(&self, name: Name) -> Answer<'_, Vm>;
+    /// Changes what a VM of this host may use.
+    fn limit_vm(&self, name: Name, change: VmLimitsChange) -> Answer<'_, Vm>;
     /// Removes a VM of this host, by force also one that runs.
     fn delete_vm(&self, name: Name, force: bool) -> Answer<'_, ()>;
     /// The console of a VM of this host.

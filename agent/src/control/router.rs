@@ -137,6 +137,7 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(vm::start))
         .routes(routes!(vm::stop))
         .routes(routes!(vm::reset))
+        .routes(routes!(vm::limit))
         .routes(routes!(vm::history, vm::console))
         .routes(routes!(display::display))
         .routes(routes!(display::screenshot))

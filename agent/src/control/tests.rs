@@ -11,6 +11,7 @@ use crate::events::{Event, EventKind, EventLog};
 use crate::name::Name;
 use crate::text::Text;
 use crate::vm::Console;
+use crate::vm::VmLimitsChange;
 use axum::extract::Request;
 use axum::response::Response;
 use serde_json::{Value, json};
@@ -176,6 +177,10 @@ impl Backend for Fake {
     fn delete_vm(&self, _: Name, force: bool) -> Answer<'_, ()> {
         assert!(force);
         ok(())
+    }
+    fn limit_vm(&self, name: Name, change: VmLimitsChange) -> Answer<'_, Vm> {
+        assert_eq!((change.cpu_percent, change.iops), (Some(50), None));
+        self.vm(name)
     }
     fn vm_console(&self, name: Name) -> Answer<'_, Arc<Console>> {
         Box::pin(async move { Err(ApiError::conflict(format!("VM `{name}` does not run"))) })

@@ -19,7 +19,7 @@ use crate::name::Name;
 use crate::netdev::{InterfaceState, Netdev, network_of_tap};
 use crate::swarm::streams::Streams;
 use crate::text::Text;
-use crate::vm::{Console, Vms};
+use crate::vm::{Console, VmLimitsChange, Vms};
 use axum::extract::Request;
 use axum::response::Response;
 use std::collections::BTreeMap;
@@ -355,6 +355,13 @@ impl Backend for Agent {
 
     fn delete_vm(&self, name: Name, force: bool) -> Answer<'_, ()> {
         Box::pin(async move { self.vms.delete(&name, force).await.map_err(vm_error) })
+    }
+
+    fn limit_vm(&self, name: Name, change: VmLimitsChange) -> Answer<'_, Vm> {
+        Box::pin(async move {
+            self.vms.limit(&name, change).await.map_err(vm_error)?;
+            self.show_vm(&name).await
+        })
     }
 
     fn vm_console(&self, name: Name) -> Answer<'_, Arc<Console>> {

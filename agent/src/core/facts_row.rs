@@ -3,6 +3,7 @@
 use super::Core;
 use crate::config::{Config, Limits};
 use crate::facts::{HostFacts, Quantised, Room};
+use crate::vm::TotalUsage;
 use virtuoso_overlay::ids::NetworkId;
 use virtuoso_overlay::limits::{HOST_ADDRESSES_MAX, HOST_LABELS_MAX, HOST_NETWORKS_MAX};
 use virtuoso_overlay::table::{Body, HostRow, Resources};
@@ -25,7 +26,7 @@ impl Core {
         };
         let Some(facts) = &mut self.own_row.facts else { return };
         facts.room = room;
-        let steps = Quantised::of(facts, self.own_row.published.as_ref());
+        let steps = Quantised::of(facts, &self.guests.used, self.own_row.published.as_ref());
         if self.own_row.published.as_ref() != Some(&steps) {
             self.publish_host_row();
         }
@@ -39,7 +40,7 @@ impl Core {
         let row = HostRow {
             certificate: certificate.clone(),
             addresses: self.row_addresses(),
-            resources: lent(resources(facts, &self.config.limits), self.guests.held),
+            resources: used(lent(resources(facts, &self.config.limits), self.guests.held), self.guests.used),
             labels: labels(&self.config),
             networks: self.attached_networks(),
             draining: false,
@@ -47,7 +48,7 @@ impl Core {
             // The node sets it from the size of the swarm.
             refresh_s: 1,
         };
-        self.own_row.published = Some(Quantised::of(facts, self.own_row.published.as_ref()));
+        self.own_row.published = Some(Quantised::of(facts, &self.guests.used, self.own_row.published.as_ref()));
         let now = self.clock.now();
         if let Some(node) = &mut self.node {
             node.put(now, Body::Host(Box::new(row)));
@@ -104,7 +105,15 @@ fn resources(facts: &HostFacts, limits: &Limits) -> Resources {
         arch: facts.arch.into(),
         kvm: facts.kvm.usable,
         qemu: facts.qemu.version.map(|version| version.to_string()),
+        vms: 0,
+        vms_cpu_percent: 0,
+        vms_memory_bytes: 0,
     }
+}
+
+/// With what VMs use.
+fn used(has: Resources, used: TotalUsage) -> Resources {
+    Resources { vms: used.vms, vms_cpu_percent: used.cpu_percent, vms_memory_bytes: used.memory_bytes, ..has }
 }
 
 /// What is left when VMs have their share. Memory and disk that VMs use are missing from what is free already; what

@@ -5,7 +5,7 @@ use super::{Core, Handle};
 use crate::control::problem::{ApiError, ErrorCode};
 use crate::name::Name;
 use crate::netdev::Netdev;
-use crate::vm::{Nic, Spec};
+use crate::vm::{Nic, Spec, TotalUsage};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -25,6 +25,7 @@ const MAC_ATTEMPTS_MAX: u8 = 8;
 pub(super) struct Guests {
     pub(super) vms: Vec<(Spec, VmState)>,
     pub(super) held: Share,
+    pub(super) used: TotalUsage,
     /// Interfaces that are plugged in, by the name of the host's end.
     plugged: BTreeMap<String, Nic>,
 }
@@ -115,6 +116,11 @@ impl Core {
         if changed {
             self.publish_host_row();
         }
+    }
+
+    /// Takes what VMs use; the swarm is told with the next look at this host's facts.
+    pub fn set_usage(&mut self, used: TotalUsage) {
+        self.guests.used = used;
     }
 
     /// Makes the rows of VMs say what there is.

@@ -144,7 +144,7 @@ impl Agent {
         let found = self.core.call(move |core| core.vms().into_iter().find(|vm| vm.name == *wanted)).await?;
         let mut vm =
             found.ok_or_else(|| ApiError::not_found(format!("There is no VM {name}: `virtuoso vm list` shows all")))?;
-        vm.details = self.vms.info(name).ok().filter(|info| info.spec.id == vm.id).map(details);
+        vm.details = self.vms.info(name).await.ok().filter(|info| info.spec.id == vm.id).map(details);
         Ok(vm)
     }
 
@@ -228,6 +228,7 @@ impl Core {
             labels: request.labels,
             ssh_keys: request.ssh_keys,
             restart: request.restart,
+            limits: request.limits,
             machine: crate::vm::MACHINE.into(),
             cpu: crate::vm::CPU.into(),
         })
@@ -261,6 +262,8 @@ fn check(request: &VmCreate) -> Result<(), ApiError> {
         format!("The id of a request has 1 to {REQUEST_BYTES_MAX} bytes")
     } else if request.kernel.is_none() && (request.initrd.is_some() || !request.append.is_empty()) {
         "An initial file system and a command line belong to a kernel: name that too".into()
+    } else if let Some(fault) = request.limits.fault() {
+        fault
     } else {
         return Ok(());
     };
@@ -318,7 +321,7 @@ pub(super) fn vm_error(error: anyhow::Error) -> ApiError {
 }
 
 fn details(info: VmInfo) -> VmDetails {
-    let VmInfo { spec, crash, usage, pid, vnc } = info;
+    let VmInfo { spec, crash, usage, disk_used_bytes, pid, vnc } = info;
     VmDetails {
         disk_bytes: spec.disk_bytes,
         kernel: match &spec.boot {
@@ -329,8 +332,15 @@ fn details(info: VmInfo) -> VmDetails {
         restart: spec.restart,
         crash,
         pid,
-        cpu_s: usage.map(|(cpu_s, _)| cpu_s),
-        memory_used_bytes: usage.map(|(_, bytes)| bytes),
+        cpu_s: usage.map(|usage| usage.cpu_s),
+        cpu_percent: usage.and_then(|usage| usage.cpu_percent),
+        memory_used_bytes: usage.map(|usage| usage.memory_bytes),
+        disk_used_bytes,
+        io_read_bytes: usage.map(|usage| usage.io_read_bytes),
+        io_written_bytes: usage.map(|usage| usage.io_written_bytes),
+        net_rx_bytes: usage.map(|usage| usage.net_rx_bytes),
+        net_tx_bytes: usage.map(|usage| usage.net_tx_bytes),
+        limits: spec.limits,
         vnc_socket: vnc.display().to_string(),
     }
 }

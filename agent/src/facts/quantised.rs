@@ -6,6 +6,7 @@
 //! step beyond its border.
 
 use super::HostFacts;
+use crate::vm::TotalUsage;
 
 /// Steps of a whole. A host that fills up evenly within an hour publishes every four minutes.
 const STEPS: u8 = 16;
@@ -22,6 +23,9 @@ pub struct Quantised {
     memory_free: u8,
     disk_free: u8,
     load: u8,
+    vms: u32,
+    vms_cpu: u8,
+    vms_memory: u8,
     memory_total_bytes: u64,
     disk_total_bytes: u64,
     cores: (u32, u32),
@@ -31,7 +35,7 @@ pub struct Quantised {
 
 impl Quantised {
     /// Puts facts into steps. `published` is what was told last.
-    pub fn of(facts: &HostFacts, published: Option<&Self>) -> Self {
+    pub fn of(facts: &HostFacts, vms: &TotalUsage, published: Option<&Self>) -> Self {
         let room = &facts.room;
         let memory_free = share(room.memory_free_bytes, room.memory_total_bytes);
         let disk_free = share(room.disk_free_bytes, room.disk_total_bytes);
@@ -41,6 +45,9 @@ impl Quantised {
             memory_free: step(memory_free, published.map(|last| last.memory_free)),
             disk_free: step(disk_free, published.map(|last| last.disk_free)),
             load: step(load, published.map(|last| last.load)),
+            vms: vms.vms,
+            vms_cpu: step(vms.cpu_percent as f32 / 100.0 / cores, published.map(|last| last.vms_cpu)),
+            vms_memory: step(share(vms.memory_bytes, room.memory_total_bytes), published.map(|last| last.vms_memory)),
             memory_total_bytes: room.memory_total_bytes,
             disk_total_bytes: room.disk_total_bytes,
             cores: (facts.cores_total, facts.cores_usable),
@@ -76,6 +83,10 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
 
+    fn quantised(facts: &HostFacts, published: Option<&Quantised>) -> Quantised {
+        Quantised::of(facts, &TotalUsage::default(), published)
+    }
+
     fn facts(memory_free_bytes: u64, load: f32) -> HostFacts {
         HostFacts {
             cores_total: 4,
@@ -97,19 +108,19 @@ mod tests {
 
     #[test]
     fn flutter_on_a_border_is_no_news() {
-        let published = Quantised::of(&facts(8 * GIB, 0.0), None);
+        let published = quantised(&facts(8 * GIB, 0.0), None);
         for memory in [8 * GIB - 1, 8 * GIB + 1, 9 * GIB + GIB / 4, 8 * GIB - GIB / 4] {
-            assert_eq!(Quantised::of(&facts(memory, 0.2), Some(&published)), published, "{memory}");
+            assert_eq!(quantised(&facts(memory, 0.2), Some(&published)), published, "{memory}");
         }
     }
 
     #[test]
     fn what_matters_is_news() {
-        let published = Quantised::of(&facts(8 * GIB, 0.0), None);
-        assert_ne!(Quantised::of(&facts(6 * GIB, 0.0), Some(&published)), published);
-        assert_ne!(Quantised::of(&facts(8 * GIB, 4.0), Some(&published)), published);
+        let published = quantised(&facts(8 * GIB, 0.0), None);
+        assert_ne!(quantised(&facts(6 * GIB, 0.0), Some(&published)), published);
+        assert_ne!(quantised(&facts(8 * GIB, 4.0), Some(&published)), published);
         let without_kvm = HostFacts { kvm: KvmState { usable: false, why: String::new() }, ..facts(8 * GIB, 0.0) };
-        assert_ne!(Quantised::of(&without_kvm, Some(&published)), published);
+        assert_ne!(quantised(&without_kvm, Some(&published)), published);
     }
 
     proptest! {

@@ -19,6 +19,9 @@ pub(super) const DRIVE: &str = "cd0";
 /// Seconds in which QEMU waits for an agent that restarts: ten years. Without this, its guest would see errors.
 const RECONNECT_S: u32 = 315_360_000;
 
+/// QEMU's name of the device that is a VM's own disk.
+pub(super) const DISK_DEVICE: &str = "vd0";
+
 /// Cache of translated code without KVM. QEMU's own default is a gigabyte.
 const TCG_CACHE_MIB: u32 = 256;
 
@@ -120,7 +123,7 @@ impl Launch<'_> {
             arguments.option("-device", format!("{device},netdev=net{index},mac={},romfile=", nic.mac));
         }
         if self.spec.disk_bytes > 0 {
-            let device = device("virtio-blk-pci", "vd0", SLOT_DISK);
+            let device = device("virtio-blk-pci", DISK_DEVICE, SLOT_DISK);
             self.disk(arguments, &format!("{device},bootindex={disk_turn}"));
         }
         if let Some(seed) = &self.seed {

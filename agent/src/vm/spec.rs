@@ -1,5 +1,6 @@
 //! What a VM is: everything that its process is started from, and that moves with it.
 
+use super::limits::VmLimits;
 use crate::name::Name;
 use crate::text::Text;
 use serde::{Deserialize, Serialize};
@@ -43,6 +44,8 @@ pub struct Spec {
     pub ssh_keys: Vec<String>,
     /// Whether it begins again when its process fails.
     pub restart: bool,
+    /// What it may use at most.
+    pub limits: VmLimits,
     /// QEMU's name of the machine.
     pub machine: String,
     /// QEMU's name of the processor.
@@ -161,6 +164,7 @@ pub(super) mod tests {
             labels: BTreeMap::new(),
             ssh_keys: vec![],
             restart: false,
+            limits: VmLimits::default(),
             machine: MACHINE.into(),
             cpu: CPU.into(),
         }

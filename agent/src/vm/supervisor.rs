@@ -88,7 +88,7 @@ fn crash(exit: Exit, shutdown: Shutdown, wanted: bool, words: impl FnOnce() -> S
 /// Removes what a process leaves.
 pub(super) fn clean_up(machine: &Machine) {
     let spec = machine.spec();
-    Cgroup::of(spec.id.0, spec.vcpus, spec.memory_bytes).remove();
+    Cgroup::of(&spec).remove();
     for socket in [machine.files.qmp_socket(), machine.files.serial_socket(), machine.files.vnc_socket()] {
         // QEMU removes those that it made.
         std::fs::remove_file(socket).ok();

@@ -3,18 +3,24 @@
 use super::console::Console;
 use super::disk::{self, Base};
 use super::error::VmError;
+use super::limits::{VmLimits, VmLimitsChange};
 use super::machine::{Live, Machine};
 use super::process::{Process, last_words};
-use super::qemu::{Accelerator, Launch};
-use super::qmp::Qmp;
+use super::qemu::{Accelerator, DISK_DEVICE, Launch};
+use super::qmp::{Qmp, QmpError};
 use super::spec::{Boot, Spec};
 use super::store::{Record, Store};
 use super::supervisor::{clean_up, supervise};
-use super::{addresses, cgroup, initrd, names, seed, stall};
+use super::usage::{self, Meters, TotalUsage, Usage};
+use super::{
+    addresses,
+    cgroup::{self, Cgroup},
+    initrd, names, seed, stall,
+};
 use crate::clock::Clock;
 use crate::core::ports::Sockets;
 use crate::core::vm_names::{LostName, Names};
-use crate::core::{Handle, ImageSource, Readdress};
+use crate::core::{Handle, ImageSource, Readdress, Stopping};
 use crate::events::{EventKind, EventLog};
 use crate::facts::HostFacts;
 use crate::name::Name;
@@ -62,6 +68,7 @@ pub struct Vms {
     qemu: Result<PathBuf, String>,
     accelerator: Accelerator,
     machines: Mutex<BTreeMap<VmId, Arc<Machine>>>,
+    meters: Meters,
     /// VMs that are being made.
     coming: Mutex<BTreeMap<VmId, Spec>>,
     reservations: Mutex<Reservations>,
@@ -78,8 +85,10 @@ pub struct VmInfo {
     pub spec: Spec,
     /// Why its process ended, if that was not in order.
     pub crash: Option<String>,
-    /// Seconds of processor time and bytes of memory that its process uses.
-    pub usage: Option<(f64, u64)>,
+    /// What it uses, if it runs.
+    pub usage: Option<Usage>,
+    /// Bytes that its disk takes.
+    pub disk_used_bytes: u64,
     /// Its process.
     pub pid: Option<u32>,
     /// Where its display is served.
@@ -98,6 +107,7 @@ impl Vms {
             qemu: qemu.path.clone().filter(|_| qemu.usable).ok_or_else(|| qemu.why.clone()),
             accelerator: if facts.kvm.usable { Accelerator::Kvm } else { Accelerator::Tcg },
             machines: Mutex::default(),
+            meters: Meters::default(),
             coming: Mutex::default(),
             reservations: Mutex::default(),
             making: tokio::sync::RwLock::default(),
@@ -110,6 +120,7 @@ impl Vms {
         vms.retain_bases().await;
         vms.publish().await;
         tokio::spawn(addresses::follow(Arc::downgrade(&vms), vms.parts.core.clone()));
+        tokio::spawn(usage::follow(Arc::downgrade(&vms), vms.parts.clock));
         tokio::spawn(names::follow(Arc::downgrade(&vms), vms.parts.names.clone()));
         Ok(vms)
     }
@@ -335,7 +346,7 @@ impl Vms {
                 record.process = Some(mark);
                 record.crash = None;
             })?;
-            cgroup::confine(spec, mark.pid);
+            cgroup::confine(spec, mark.pid)?;
             self.follow(machine, &process, base).await
         };
         let qmp = tokio::select! {
@@ -348,7 +359,7 @@ impl Vms {
         };
         let told = match qmp {
             // The guest begins only now: its first words find their reader.
-            Ok(qmp) => qmp.run("cont").await.map(|_| ()).map_err(Into::into),
+            Ok(qmp) => begin(&qmp, spec).await.map_err(Into::into),
             Err(error) => Err(error),
         };
         if told.is_err() {
@@ -495,18 +506,45 @@ impl Vms {
         Ok((machine, live))
     }
 
+    /// Changes what a VM may use, now and from now on.
+    ///
+    /// # Errors
+    /// If there is no such VM here, or this machine can't limit it.
+    pub async fn limit(&self, name: &Name, change: VmLimitsChange) -> anyhow::Result<()> {
+        let machine = self.find(name)?;
+        let _turn = machine.turn.lock().await;
+        let limits = machine.spec().limits.changed(change);
+        if let Some(fault) = limits.fault() {
+            return Err(VmError::Invalid(fault).into());
+        }
+        let spec = Spec { limits, ..machine.spec() };
+        if let Some(live) = machine.live() {
+            if change.cpu_percent.is_some() {
+                let group = Cgroup::of(&spec);
+                let needed = || VmError::Missing("A limit of processor time needs control groups".into());
+                anyhow::ensure!(!group.is_empty(), needed());
+                group.limit()?;
+            }
+            if spec.disk_bytes > 0 {
+                limits.throttle(&live.qmp, DISK_DEVICE).await?;
+            }
+        }
+        machine.keep(|record| record.spec.limits = limits)
+    }
+
     /// What is known of a VM here.
     ///
     /// # Errors
     /// If there is none of that name.
-    pub fn info(&self, name: &Name) -> anyhow::Result<VmInfo> {
+    pub async fn info(&self, name: &Name) -> anyhow::Result<VmInfo> {
         let machine = self.find(name)?;
         let (record, live) = (machine.record(), machine.live());
         let process = live.map(|live| live.process);
         Ok(VmInfo {
             spec: record.spec,
             crash: record.crash,
-            usage: process.as_ref().and_then(|process| process.usage()),
+            usage: usage::usage(&self.meters, &machine).await,
+            disk_used_bytes: usage::disk_bytes(&machine),
             pid: process.map(|process| process.mark().pid),
             vnc: machine.files.vnc_socket(),
         })
@@ -538,6 +576,14 @@ impl Vms {
         self.parts.core.call(move |core| core.set_vms(vms, held)).await.ok();
     }
 
+    pub(super) fn meters(&self) -> &Meters {
+        &self.meters
+    }
+
+    pub(super) async fn tell_usage(&self, total: TotalUsage) -> Result<(), Stopping> {
+        self.parts.core.call(move |core| core.set_usage(total)).await
+    }
+
     pub(super) fn tell(&self, event: EventKind) {
         self.parts.events.emit(event);
     }
@@ -551,7 +597,7 @@ impl Vms {
         Ok(found.ok_or_else(|| VmError::NotFound(name.clone()))?)
     }
 
-    fn all(&self) -> Vec<Arc<Machine>> {
+    pub(super) fn all(&self) -> Vec<Arc<Machine>> {
         self.machines().values().cloned().collect()
     }
 
@@ -567,6 +613,14 @@ impl Vms {
     fn reservations(&self) -> MutexGuard<'_, Reservations> {
         self.reservations.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Lets the guest run, within its limits.
+async fn begin(qmp: &Qmp, spec: &Spec) -> Result<(), QmpError> {
+    if spec.disk_bytes > 0 && spec.limits != VmLimits::default() {
+        spec.limits.throttle(qmp, DISK_DEVICE).await?;
+    }
+    qmp.run("cont").await.map(drop)
 }
 
 /// A listening socket for QEMU to serve. Because it listens before QEMU is there, nobody has to wait for it.

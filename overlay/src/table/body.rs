@@ -76,6 +76,12 @@ pub struct Resources {
     pub kvm: bool,
     /// Version of QEMU, if it can be used.
     pub qemu: Option<String>,
+    /// VMs that run.
+    pub vms: u32,
+    /// Processor time that they use; 100 is one whole processor.
+    pub vms_cpu_percent: u32,
+    /// Bytes of memory that they use.
+    pub vms_memory_bytes: u64,
 }
 
 /// A network.

@@ -25,7 +25,7 @@ const ONE: &str = "10.9.0.101";
 const TWO: &str = "10.9.0.102";
 
 /// A guest boots in six seconds without KVM; the rest is for a loaded machine.
-const BOOT_TIME_MAX: Duration = Duration::from_secs(90);
+pub(super) const BOOT_TIME_MAX: Duration = Duration::from_secs(90);
 
 fn vms(lab: &mut Lab) -> Result<()> {
     lab.start_swarm()?;
@@ -46,7 +46,7 @@ fn vms(lab: &mut Lab) -> Result<()> {
     stops_and_goes(lab)
 }
 
-fn create(lab: &Lab, guest: &TestGuest, name: &str, ip: &str, more: &[&str]) -> Result<()> {
+pub(super) fn create(lab: &Lab, guest: &TestGuest, name: &str, ip: &str, more: &[&str]) -> Result<()> {
     let append = guest.append(name, ip);
     let words = ["vm", "create", name, "--kernel", guest.kernel(), "--initrd", guest.initrd(), "--append", &append];
     let size = ["--memory", "128MiB", "--net", "blue"];
@@ -86,13 +86,13 @@ fn stops_and_goes(lab: &Lab) -> Result<()> {
     alpha.refused(&["vm", "show", "one"], 4).map(drop)
 }
 
-fn pid(host: &Host, vm: &str) -> Result<u64> {
+pub(super) fn pid(host: &Host, vm: &str) -> Result<u64> {
     let shown: Value = host.json(&["vm", "show", vm])?;
     shown["details"]["pid"].as_u64().with_context(|| format!("VM {vm} has no process: {shown}"))
 }
 
 /// Runs `words` in a VM as soon as its ssh server answers.
-fn await_ssh(lab: &Lab, guest: &TestGuest, ip: &str, words: &str) -> Result<String> {
+pub(super) fn await_ssh(lab: &Lab, guest: &TestGuest, ip: &str, words: &str) -> Result<String> {
     let user = lab.guest("user")?.namespace();
     wait::until(format!("ssh to {ip}"), BOOT_TIME_MAX, || {
         let mut command: Command = user.command("/usr/bin/ssh");

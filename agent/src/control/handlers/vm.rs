@@ -7,6 +7,7 @@ use crate::control::model::{Vm, VmCreate, VmStop};
 use crate::control::problem::ApiError;
 use crate::control::router::Api;
 use crate::control::upgrade;
+use crate::vm::VmLimitsChange;
 use axum::extract::{Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -91,6 +92,18 @@ pub(in crate::control) async fn stop(
     responses((status = 200, body = Vm), (status = "default", body = ApiError)))]
 pub(in crate::control) async fn reset(State(api): State<Api>, Named(name): Named) -> Answered<Vm> {
     api.backend.reset_vm(name).await.map(Json)
+}
+
+/// Change what a VM may use.
+#[utoipa::path(post, path = "/v1/vms/{name}/limits", operation_id = "limit_vm", request_body = VmLimitsChange,
+    params(("name" = String, Path, description = "The VM")),
+    responses((status = 200, body = Vm), (status = "default", body = ApiError)))]
+pub(in crate::control) async fn limit(
+    State(api): State<Api>,
+    Named(name): Named,
+    Body(change): Body<VmLimitsChange>,
+) -> Answered<Vm> {
+    api.backend.limit_vm(name, change).await.map(Json)
 }
 
 /// What a VM wrote to its serial console lately.

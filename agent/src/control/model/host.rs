@@ -103,6 +103,15 @@ pub struct Host {
     pub kvm: bool,
     /// Version of QEMU; absent if there is none.
     pub qemu: Option<String>,
+    /// VMs that run.
+    #[serde(default)]
+    pub vms: u32,
+    /// Processor time that they use; 100 is one whole processor.
+    #[serde(default)]
+    pub vms_cpu_percent: u32,
+    /// Memory that they use.
+    #[serde(default)]
+    pub vms_memory_bytes: u64,
     /// The owner's labels.
     pub labels: BTreeMap<String, String>,
     /// The agent's version.

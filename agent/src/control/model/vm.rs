@@ -2,6 +2,7 @@
 
 use crate::name::Name;
 use crate::text::Text;
+use crate::vm::VmLimits;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -54,8 +55,22 @@ pub struct VmDetails {
     pub pid: Option<u32>,
     /// Processor time that it has used since its start.
     pub cpu_s: Option<f64>,
+    /// Processor time within the last seconds; 100 is one whole processor.
+    pub cpu_percent: Option<f64>,
     /// Memory that it uses on its host.
     pub memory_used_bytes: Option<u64>,
+    /// Space that its own disk takes on its host.
+    pub disk_used_bytes: u64,
+    /// What it read from its disk since its start.
+    pub io_read_bytes: Option<u64>,
+    /// What it wrote to it.
+    pub io_written_bytes: Option<u64>,
+    /// What its network interfaces received.
+    pub net_rx_bytes: Option<u64>,
+    /// What they sent.
+    pub net_tx_bytes: Option<u64>,
+    /// What it may use at most.
+    pub limits: VmLimits,
     /// The Unix socket on its host where its display is served (VNC).
     pub vnc_socket: String,
 }
@@ -125,6 +140,9 @@ pub struct VmCreate {
     /// Whether it begins again when it crashed.
     #[serde(default)]
     pub restart: bool,
+    /// What it may use at most.
+    #[serde(default)]
+    pub limits: VmLimits,
     /// Whether it is only made, and not started.
     #[serde(default)]
     pub stopped: bool,
