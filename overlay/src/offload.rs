@@ -1,6 +1,7 @@
 //! What a TAP's virtio-net header asks for, checked against the frame it stands before, and done in software where a
 //! device can't do it. Pure functions over bytes: no descriptor is touched here.
 
+mod coalesce;
 mod layout;
 mod segment;
 mod vnet_hdr;
@@ -8,5 +9,6 @@ mod vnet_hdr;
 #[cfg(test)]
 mod tests;
 
+pub use coalesce::Coalescer;
 pub use segment::Segmenter;
 pub use vnet_hdr::{Gso, VnetHdr};

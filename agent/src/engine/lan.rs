@@ -3,13 +3,13 @@
 use super::clock::Tick;
 use super::links::{Links, frame_bytes};
 use super::port::{Port, PortConfig};
-use super::queue::PacketBuffer;
 use super::stats::{PortInfo, TrafficCounters};
 use std::collections::BTreeMap;
 use std::io;
 use virtuoso_overlay::drop_reason::DropReason;
 use virtuoso_overlay::ids::{HostId, NetworkId};
-use virtuoso_overlay::offload::Segmenter;
+use virtuoso_overlay::offload::{Coalescer, Segmenter};
+use virtuoso_overlay::packet::PacketBuffer;
 use virtuoso_overlay::switch::{Egress, Ingress, NetworkSpec, Switch};
 use virtuoso_overlay::wire::frame::{FrameHeader, FrameHeaderError};
 
@@ -30,10 +30,50 @@ pub(super) struct Lan {
     pub(super) switch: Switch,
     ports: BTreeMap<NetworkId, Port>,
     segmenter: Segmenter,
+    coalescer: Coalescer,
     /// The packet that is being read from a port.
     packet: PacketBuffer,
     /// What a batch from the links brought for other hosts.
     forwards: Vec<Forward>,
+}
+
+/// How much a port brought in one turn.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Haul {
+    pub(super) packets: usize,
+    pub(super) bytes: usize,
+}
+
+/// What a port brought goes on its way.
+struct Turn<'a> {
+    tick: Tick,
+    network: NetworkId,
+    switch: &'a mut Switch,
+    port: &'a mut Port,
+    segmenter: &'a mut Segmenter,
+    links: &'a mut Links,
+    /// Whether the link that got the last packet has much to send already.
+    is_behind: bool,
+}
+
+impl Turn<'_> {
+    /// Sends one packet where the switch says. HOT PATH.
+    fn send(&mut self, buffer: &mut PacketBuffer) {
+        let (tick, packet) = (self.tick, buffer.as_ref());
+        match self.switch.ingress(tick.now.mono, self.network, packet, packet.len()) {
+            Ingress::Unicast(host, header) => {
+                self.links.send(tick, host, &header, buffer);
+                self.is_behind = self.links.is_behind(host);
+            }
+            Ingress::Flood(hosts, header) => self.links.send_all(tick, hosts, &header, buffer),
+            Ingress::Reply(reply, reason) => {
+                self.port.deliver(self.segmenter, reply);
+                self.port.traffic.drops.count(reason);
+            }
+            Ingress::Hold(mac, header) => self.switch.hold(self.network, mac, header, packet.to_vec()),
+            Ingress::Drop(reason) => self.port.traffic.drops.count(reason),
+        }
+    }
 }
 
 impl Lan {
@@ -42,6 +82,7 @@ impl Lan {
             switch,
             ports: BTreeMap::new(),
             segmenter: Segmenter::default(),
+            coalescer: Coalescer::default(),
             packet: PacketBuffer::new(),
             forwards: Vec::new(),
         }
@@ -68,40 +109,35 @@ impl Lan {
         existed
     }
 
-    /// Reads one port's turn and sends what it brings where the switch says. HOT PATH.
-    pub(super) fn read_port(&mut self, tick: Tick, network: NetworkId, links: &mut Links) -> io::Result<()> {
-        let Some(port) = self.ports.get_mut(&network) else { return Ok(()) };
-        let (mut bytes, mut is_behind) = (0, false);
+    /// Reads one port's turn, joins what belongs together, and sends it where the switch says. HOT PATH.
+    pub(super) fn read_port(&mut self, tick: Tick, network: NetworkId, links: &mut Links) -> io::Result<Haul> {
+        let Some(port) = self.ports.get_mut(&network) else { return Ok(Haul::default()) };
+        let Self { switch, segmenter, coalescer, packet, .. } = self;
+        let mut turn = Turn { tick, network, switch, port, segmenter, links, is_behind: false };
+        let mut haul = Haul::default();
+        let mut result = Ok(());
         for frame in 0..FRAMES_PER_TURN {
-            let is_enough = is_behind && (bytes >= BYTES_PER_TURN_MIN || frame >= FRAMES_PER_TURN_MIN);
-            if is_enough || bytes >= BYTES_PER_TURN {
+            let is_enough = turn.is_behind && (haul.bytes >= BYTES_PER_TURN_MIN || frame >= FRAMES_PER_TURN_MIN);
+            if is_enough || haul.bytes >= BYTES_PER_TURN {
                 break;
             }
-            let buffer = &mut self.packet;
-            match port.read(buffer) {
-                Ok(true) => {}
-                Ok(false) => continue,
+            match turn.port.read(packet) {
+                Ok(true) => {
+                    haul.packets += 1;
+                    haul.bytes += packet.as_ref().len();
+                    coalescer.push(packet, &mut |packet| turn.send(packet));
+                }
+                Ok(false) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
-            }
-            let packet = buffer.as_ref();
-            bytes += packet.len();
-            match self.switch.ingress(tick.now.mono, network, packet, packet.len()) {
-                Ingress::Unicast(host, header) => {
-                    links.send(tick, host, &header, buffer);
-                    is_behind = links.is_behind(host);
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    result = Err(error);
+                    break;
                 }
-                Ingress::Flood(hosts, header) => links.send_all(tick, hosts, &header, buffer),
-                Ingress::Reply(reply, reason) => {
-                    port.deliver(&mut self.segmenter, reply);
-                    port.traffic.drops.count(reason);
-                }
-                Ingress::Hold(mac, header) => self.switch.hold(network, mac, header, packet.to_vec()),
-                Ingress::Drop(reason) => port.traffic.drops.count(reason),
             }
         }
-        Ok(())
+        coalescer.flush(&mut |packet| turn.send(packet));
+        result.map(|()| haul)
     }
 
     /// Takes one packet that the link to `from` brought: to a port, into the switch's arms, or on to another host, for

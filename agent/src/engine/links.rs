@@ -15,7 +15,7 @@ use super::clock::Tick;
 use super::connection::{CloseCode, Connection, Phase, Sent};
 use super::link::Link;
 use super::path::{Path, Route};
-use super::queue::{PacketBuffer, Spares};
+use super::queue::Spares;
 use super::socket::Socket;
 use super::stats::{LinkInfo, TrafficCounters};
 use super::{AdmissionCheck, tls, transport};
@@ -35,6 +35,7 @@ use std::time::{Duration, Instant};
 use table::Table;
 use virtuoso_overlay::drop_reason::DropReason;
 use virtuoso_overlay::ids::HostId;
+use virtuoso_overlay::packet::PacketBuffer;
 use virtuoso_overlay::wire::frame::FrameHeader;
 
 /// Connections that peers dialled and that are not up. A handshake costs about a millisecond of the engine.

@@ -1,6 +1,5 @@
 //! A port: where a network meets this host. One TAP, what it can take, and what went through it.
 
-use super::queue::PacketBuffer;
 use super::stats::TrafficCounters;
 use super::tap::{Tap, TapOffloads};
 use std::io;
@@ -8,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use virtuoso_overlay::drop_reason::DropReason;
 use virtuoso_overlay::ids::NetworkId;
 use virtuoso_overlay::offload::{Gso, Segmenter, VnetHdr};
+use virtuoso_overlay::packet::PacketBuffer;
 use virtuoso_overlay::wire::frame::VNET_BYTES;
 
 /// Bytes of an untagged Ethernet header.

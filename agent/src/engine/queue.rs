@@ -1,14 +1,15 @@
-//! Packets that wait for one link: FQ-CoDel between the ports and QUIC, so that a greedy conversation delays nobody else,
+//! Packets that wait for one link: FQ-CoDel between the ports and QUIC, so that a greedy conversation delays nobody,
 //! and beside it what follows a moved address, of which nothing may be lost. A link that connects or is blocked fills
 //! its own queue only.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 use virtuoso_overlay::drop_reason::{DropCounters, DropReason};
-use virtuoso_overlay::limits::{FRAME_BYTES_MAX, HOLD_TOTAL_BYTES_MAX};
+use virtuoso_overlay::limits::HOLD_TOTAL_BYTES_MAX;
+use virtuoso_overlay::packet::PacketBuffer;
 use virtuoso_overlay::queue::FqCodel;
 use virtuoso_overlay::time::Instant;
-use virtuoso_overlay::wire::frame::{Flags, FrameHeader, VNET_BYTES};
+use virtuoso_overlay::wire::frame::{Flags, FrameHeader};
 
 /// Bytes that wait for a link that is up: 5 ms at 3 Gbit/s. The time that packets may wait bounds slower links.
 pub(super) const QUEUE_BYTES_MAX: usize = 2 << 20;
@@ -33,13 +34,6 @@ const SPARES_MAX: usize = QUEUE_BYTES_MAX / PacketBuffer::BYTES;
 
 /// A packet (virtio-net header and frame) with the header it goes with.
 pub(super) type Queued = virtuoso_overlay::queue::Queued<PacketBuffer>;
-
-/// A packet, in a buffer that may be larger.
-#[derive(Debug)]
-pub(super) struct PacketBuffer {
-    bytes: Vec<u8>,
-    len: usize,
-}
 
 /// Large buffers that nobody uses at the moment.
 #[derive(Debug, Default)]
@@ -90,7 +84,7 @@ impl LinkQueue {
         full: DropReason,
     ) {
         if !header.flags.has(Flags::FORWARDED) {
-            return self.flows.push(now, header, packet.take(spares), &mut |queued| {
+            return self.flows.push(now, header, take(packet, spares), &mut |queued| {
                 drops.count(full);
                 spares.put(queued.packet);
             });
@@ -128,55 +122,25 @@ impl LinkQueue {
     }
 }
 
-impl PacketBuffer {
-    /// Bytes of a buffer that holds the largest packet.
-    pub(super) const BYTES: usize = VNET_BYTES + FRAME_BYTES_MAX;
-
-    /// An empty packet in a buffer that holds the largest one.
-    pub(super) fn new() -> Self {
-        Self { bytes: vec![0; Self::BYTES], len: 0 }
-    }
-
-    /// A copy of `packet` in a buffer of its size.
-    pub(super) fn holding(packet: &[u8]) -> Self {
-        Self { bytes: packet.to_vec(), len: packet.len() }
-    }
-
-    /// Lets `fill` write into the whole buffer and say how long the packet is.
-    pub(super) fn fill<E>(&mut self, fill: impl FnOnce(&mut [u8]) -> Result<usize, E>) -> Result<(), E> {
-        self.len = 0;
-        self.len = fill(&mut self.bytes)?.min(self.bytes.len());
-        Ok(())
-    }
-
-    /// The packet as something to keep. A large one takes the buffer along, and another one takes its place.
-    fn take(&mut self, spares: &mut Spares) -> Self {
-        if self.len < WHOLE_BUFFER_MIN { Self::holding(self.as_ref()) } else { std::mem::replace(self, spares.get()) }
-    }
-}
-
-impl AsRef<[u8]> for PacketBuffer {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes[..self.len]
-    }
-}
-
-impl AsMut<[u8]> for PacketBuffer {
-    fn as_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes[..self.len]
+/// The packet as something to keep. A large one takes the buffer along, and another one takes its place.
+fn take(packet: &mut PacketBuffer, spares: &mut Spares) -> PacketBuffer {
+    if packet.as_ref().len() < WHOLE_BUFFER_MIN {
+        PacketBuffer::holding(packet.as_ref())
+    } else {
+        std::mem::replace(packet, spares.get())
     }
 }
 
 impl Spares {
     /// Keeps the buffer of a packet that is done with, if it is one of the large ones.
     pub(super) fn put(&mut self, packet: PacketBuffer) {
-        if packet.bytes.len() == PacketBuffer::BYTES && self.0.len() < SPARES_MAX {
+        if packet.is_large() && self.0.len() < SPARES_MAX {
             self.0.push(packet);
         }
     }
 
     fn get(&mut self) -> PacketBuffer {
-        self.0.pop().unwrap_or_else(PacketBuffer::new)
+        self.0.pop().unwrap_or_default()
     }
 }
 

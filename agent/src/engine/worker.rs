@@ -14,7 +14,6 @@ use super::event::{EngineEvent, EventSink};
 use super::lan::Lan;
 use super::links::{LinkEvent, Links};
 use super::path::Path;
-use super::queue::PacketBuffer;
 use super::socket::{Socket, canonical};
 use super::stats::EngineInfo;
 use bytes::BytesMut;
@@ -24,6 +23,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
+use virtuoso_overlay::moderation::Moderation;
+use virtuoso_overlay::packet::PacketBuffer;
 use virtuoso_overlay::switch::{Switch, SwitchEffect};
 
 /// Bytes that one receive can bring.
@@ -50,6 +51,7 @@ pub(super) struct Worker {
     lan: Lan,
     demux: Demux,
     poller: Poller,
+    moderation: Moderation,
     received: BytesMut,
     housekeeping_at: Instant,
 }
@@ -81,6 +83,7 @@ impl Worker {
             lan: Lan::new(switch),
             demux: Demux::new(tick.now.mono),
             poller: Poller::default(),
+            moderation: Moderation::new(tick.now.mono),
             received: BytesMut::new(),
             housekeeping_at: tick.at,
         }
@@ -104,11 +107,14 @@ impl Worker {
                     return;
                 }
             }
-            self.read_ports(tick);
+            let pause = self.read_ports(tick);
             self.handle_timeouts(tick);
             self.process_links(tick);
             has_more = self.links.transmit(tick, &self.socket);
             self.events.flush();
+            if !pause.is_zero() && !has_more {
+                std::thread::sleep(pause);
+            }
             if self.commands.is_closed() {
                 self.stop(None);
                 return;
@@ -235,17 +241,27 @@ impl Worker {
     }
 
     /// Reads the ports that have something. A full socket makes them wait: the kernel drops at its own queue then.
-    fn read_ports(&mut self, tick: Tick) {
+    /// Returns how long to let packets gather before the next look.
+    fn read_ports(&mut self, tick: Tick) -> Duration {
+        let (mut packets, mut bytes) = (0, 0);
         for index in 0..self.poller.networks().len() {
             let network = self.poller.networks()[index];
-            if self.poller.is_ready(Ready::Port(index))
-                && let Err(error) = self.lan.read_port(tick, network, &mut self.links)
-                && self.lan.remove_port(tick, network)
-            {
-                tracing::warn!(%network, %error, "The network's TAP failed and is served no longer");
-                self.events.emit(EngineEvent::PortLost { network, error: error.to_string() });
+            if !self.poller.is_ready(Ready::Port(index)) {
+                continue;
+            }
+            match self.lan.read_port(tick, network, &mut self.links) {
+                Ok(haul) => {
+                    packets += haul.packets as u64;
+                    bytes += haul.bytes as u64;
+                }
+                Err(error) if self.lan.remove_port(tick, network) => {
+                    tracing::warn!(%network, %error, "The network's TAP failed and is served no longer");
+                    self.events.emit(EngineEvent::PortLost { network, error: error.to_string() });
+                }
+                Err(_) => {}
             }
         }
+        self.moderation.pause(tick.now.mono, packets, bytes)
     }
 
     fn handle_timeouts(&mut self, tick: Tick) {

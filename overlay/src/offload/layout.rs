@@ -17,14 +17,15 @@ const UDP_HEADER_BYTES: usize = 8;
 const TCP_HEADER_BYTES_MIN: usize = 20;
 
 /// The two protocols with a layout.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) enum Transport {
+    #[default]
     Tcp,
     Udp,
 }
 
 /// Offsets into a frame, in order, all within it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Layout {
     pub(super) transport: Transport,
     pub(super) is_v6: bool,

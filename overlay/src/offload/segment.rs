@@ -92,7 +92,7 @@ fn finish_segment(layout: &Layout, place: Place, segment: &mut [u8]) {
 }
 
 /// Addresses, protocol and length, as the transport checksum counts them.
-fn pseudo_header(layout: &Layout, network: &[u8], transport_bytes: usize) -> Checksum {
+pub(super) fn pseudo_header(layout: &Layout, network: &[u8], transport_bytes: usize) -> Checksum {
     let protocol = match layout.transport {
         Transport::Tcp => Protocol::TCP,
         Transport::Udp => Protocol::UDP,
@@ -117,6 +117,6 @@ const fn never_zero(checksum: u16) -> u16 {
     if checksum == 0 { u16::MAX } else { checksum }
 }
 
-fn put_u16(bytes: &mut [u8], offset: usize, value: usize) {
+pub(super) fn put_u16(bytes: &mut [u8], offset: usize, value: usize) {
     bytes[offset..offset + 2].copy_from_slice(&(value as u16).to_be_bytes());
 }

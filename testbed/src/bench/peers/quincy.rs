@@ -1,5 +1,5 @@
-//! quincy: IP over QUIC datagrams with segmentation offload, the closest relative on layer 3. It carries no Ethernet, so
-//! its hosts route between the guests, who take them for each other by proxy ARP.
+//! quincy: IP over QUIC datagrams with segmentation offload, the closest relative on layer 3. It carries no Ethernet,
+//! so its hosts route between the guests, who take them for each other by proxy ARP.
 
 use std::process::{Child, Command, Stdio};
 
