@@ -17,6 +17,7 @@ mod switch_events;
 mod tables;
 mod uplinks;
 mod views;
+pub mod vm_clone;
 pub mod vm_names;
 mod vm_verbs;
 

@@ -7,6 +7,7 @@ use crate::control::forward::serve_members;
 use crate::control::socket::ControlSocket;
 use crate::control::{self, Api};
 use crate::core::ports::Sockets;
+use crate::core::vm_clone::{VM_DISK, serve_disks};
 use crate::core::vm_names::{Names, VM_NAME, serve_names};
 use crate::core::{Agent, Core, Credentials, ImageSource, Parts};
 use crate::engine::{self, ControlPort, EngineConfig, EngineHandle, Socket, control_endpoint_config};
@@ -147,9 +148,12 @@ async fn open_vms(
 ) -> anyhow::Result<Arc<Vms>> {
     let (state_dir, core, events) = (state.path().into(), sockets.core.clone(), images.events.clone());
     tokio::spawn(serve_names(core.clone(), streams.serve(VM_NAME)));
+    let inbound = streams.serve(VM_DISK);
     let names = Names { core: core.clone(), streams };
     let parts = vm::Parts { state_dir, core, sockets, names, images: images.clone(), events, clock };
-    Vms::open(parts, facts).await
+    let vms = Vms::open(parts, facts).await?;
+    tokio::spawn(serve_disks(vms.offers(), inbound));
+    Ok(vms)
 }
 
 /// Answers this host's users, and those of others.

@@ -6,6 +6,7 @@
 
 mod addresses;
 mod cgroup;
+mod clone;
 mod console;
 mod disk;
 mod display;
@@ -25,9 +26,10 @@ mod supervisor;
 mod usage;
 mod vms;
 
+pub use clone::{Offered, Offers, Token};
 pub use console::Console;
 pub use error::VmError;
 pub use limits::{VmLimits, VmLimitsChange};
 pub use spec::{BaseImage, Boot, CPU, MACHINE, Nic, Spec};
 pub use usage::{TotalUsage, Usage};
-pub use vms::{Parts, VmInfo, Vms};
+pub use vms::{DiskSource, Parts, VmInfo, Vms};

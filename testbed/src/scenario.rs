@@ -32,6 +32,7 @@ mod partition;
 mod startup;
 mod vlan;
 mod vm;
+mod vm_clone;
 mod vm_image;
 mod vm_limits;
 mod vm_names;
@@ -68,7 +69,7 @@ enum Verdict {
 
 /// All scenarios, the simple ones first.
 pub(crate) fn all() -> Vec<Scenario> {
-    let groups: [&[Scenario]; 19] = [
+    let groups: [&[Scenario]; 20] = [
         emulator::SCENARIOS,
         startup::SCENARIOS,
         join::SCENARIOS,
@@ -85,6 +86,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         crash::SCENARIOS,
         conflict::SCENARIOS,
         vm::SCENARIOS,
+        vm_clone::SCENARIOS,
         vm_image::SCENARIOS,
         vm_limits::SCENARIOS,
         vm_names::SCENARIOS,

@@ -2,12 +2,13 @@
 
 use super::display::DisplayArgs;
 use super::format::{bytes, list, seconds, yes};
+use super::progress::follow;
 use super::table::Table;
 use super::{Asking, output, terminal};
 use crate::config::check_label;
 use crate::control::CONSOLE_PROTOCOL;
-use crate::control::client::Call;
-use crate::control::model::{BootDevice, Vm, VmCreate, VmDetails, VmStop};
+use crate::control::client::{Call, parse};
+use crate::control::model::{BootDevice, Vm, VmClone, VmCreate, VmDetails, VmStop};
 use crate::name::Name;
 use crate::size::ByteSize;
 use crate::vm::{VmLimits, VmLimitsChange};
@@ -63,6 +64,29 @@ For a VM on another host everybody must be allowed to read them there.")]
     Reset {
         /// The VM
         name: Name,
+    },
+    /// Make a copy of a VM, with an id and addresses of its own
+    #[command(after_help = "\
+Examples:
+  virtuoso vm clone web web-2
+  virtuoso vm clone web web-2 --host beta
+
+A VM that runs is copied as it is at one moment: what its guest had not written to its disk yet is missing in the copy,
+as after a power failure. Keys and names that the guest keeps on its disk are in the copy too.")]
+    Clone {
+        /// The VM that is copied
+        source: Name,
+        /// The copy's name
+        name: Name,
+        /// The host it runs on [default: that of the original]
+        #[arg(long)]
+        host: Option<String>,
+        /// Make it, but do not start it
+        #[arg(long)]
+        stopped: bool,
+        /// Names this request: the same one again makes nothing twice
+        #[arg(long, value_name = "ID")]
+        request: Option<String>,
     },
     /// Change what a VM may use, while it runs too
     #[command(
@@ -205,6 +229,16 @@ impl VmVerb {
                 asking.tell(call, state).await
             }
             Self::Reset { name } => asking.tell(Call::post(at(&name, "/reset"), &()), state).await,
+            Self::Clone { source, name, host, stopped, request } => {
+                let call = Call::post(at(&source, "/clone"), &VmClone { name, request, host, stopped });
+                let json = follow(&asking.client, call, "Copying").await?;
+                if asking.json {
+                    return asking.show_json(&json);
+                }
+                let vm: Vm = parse(&json)?;
+                output::line(&format!("VM {}, a copy of {source}, is {} on host {}", vm.name, vm.state, vm.host_name))?;
+                Ok(ExitCode::SUCCESS)
+            }
             Self::Set { name, limits } => {
                 let call = Call::post(at(&name, "/limits"), &limits.change());
                 asking
@@ -260,6 +294,7 @@ impl CreateArgs {
             host: self.host,
             best: self.best,
             host_labels: self.host_labels,
+            disk: None,
         })
     }
 }

@@ -3,7 +3,7 @@
 use super::model::{
     Attach, Check, Detach, FdbEntry, Host, HostMatch, HostQuery, Image, ImageExport, ImageImport, ImagePull,
     ImageVerification, Invite, InviteRequest, Link, Member, Network, NetworkCreate, Peer, PendingHost, Port, Progress,
-    Status, Vm, VmCreate, VmStop,
+    Status, Vm, VmClone, VmCreate, VmStop,
 };
 use super::problem::ApiError;
 use crate::name::Name;
@@ -97,6 +97,8 @@ pub trait Backend: Send + Sync + 'static {
     fn stop_vm(&self, name: Name, request: VmStop) -> Answer<'_, Vm>;
     /// Presses the reset button of a VM of this host.
     fn reset_vm(&self, name: Name) -> Answer<'_, Vm>;
+    /// Makes a copy of a VM of this host, here or on another one.
+    fn clone_vm(&self, name: Name, request: VmClone, progress: watch::Sender<Progress>) -> Answer<'_, Vm>;
     /// Changes what a VM of this host may use.
     fn limit_vm(&self, name: Name, change: VmLimitsChange) -> Answer<'_, Vm>;
     /// Removes a VM of this host, by force also one that runs.

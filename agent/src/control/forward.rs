@@ -24,7 +24,11 @@ pub(crate) const HOST_HEADER: &str = "x-virtuoso-host";
 pub const CONTROL: StreamKind = StreamKind::new("control");
 
 /// How long another host may take to begin its answer. A VM's guest may take a minute to end.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
+pub const ANSWER_TIME_MAX: Duration = Duration::from_secs(300);
+
+/// With a request: how long another host may take to begin its answer, if not as long as usual.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience(pub Duration);
 
 /// Where VMs are.
 const VMS: &str = "/v1/vms/";
@@ -82,6 +86,7 @@ fn look_at_vm(request: &Request) -> Option<Request> {
 pub async fn send(stream: Stream, mut request: Request) -> Result<Response, ApiError> {
     let ours = request.headers().contains_key(header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
     let (parts, body) = request.into_parts();
+    let patience = parts.extensions.get::<Patience>().map_or(ANSWER_TIME_MAX, |patience| patience.0);
     let body = to_bytes(body, BODY_BYTES_MAX).await.map_err(|error| ApiError::invalid(error.to_string()))?;
     let mut passed = Request::builder().method(parts.method).uri(parts.uri).header(header::HOST, "virtuoso");
     for name in [header::ACCEPT, header::CONTENT_TYPE, header::CONNECTION, header::UPGRADE] {
@@ -93,7 +98,7 @@ pub async fn send(stream: Stream, mut request: Request) -> Result<Response, ApiE
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
     // Ends with the connection, and that ends when sender and body are dropped.
     tokio::spawn(connection.with_upgrades());
-    let answer = tokio::time::timeout(ANSWER_TIMEOUT, sender.send_request(passed)).await;
+    let answer = tokio::time::timeout(patience, sender.send_request(passed)).await;
     let mut answer = answer.map_err(lost)?.map_err(lost)?;
     if answer.status() == StatusCode::SWITCHING_PROTOCOLS
         && let Some(ours) = ours

@@ -15,4 +15,4 @@ pub use network::{
     Attach, ClaimState, Detach, FdbEntry, Link, LinkState, Network, NetworkCreate, Port, PortKind, PortState,
 };
 pub use swarm::{Approve, Invite, InviteRequest, Member, Peer, PendingHost};
-pub use vm::{BootDevice, Vm, VmCreate, VmDetails, VmNetwork, VmStop};
+pub use vm::{BootDevice, Vm, VmClone, VmCreate, VmDetails, VmDiskOffer, VmNetwork, VmStop};

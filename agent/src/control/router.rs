@@ -138,6 +138,7 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(vm::stop))
         .routes(routes!(vm::reset))
         .routes(routes!(vm::limit))
+        .routes(routes!(vm::clone))
         .routes(routes!(vm::history, vm::console))
         .routes(routes!(display::display))
         .routes(routes!(display::screenshot))

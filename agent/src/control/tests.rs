@@ -10,8 +10,7 @@ use crate::config::Source;
 use crate::events::{Event, EventKind, EventLog};
 use crate::name::Name;
 use crate::text::Text;
-use crate::vm::Console;
-use crate::vm::VmLimitsChange;
+use crate::vm::{Console, VmLimitsChange};
 use axum::extract::Request;
 use axum::response::Response;
 use serde_json::{Value, json};
@@ -177,6 +176,10 @@ impl Backend for Fake {
     fn delete_vm(&self, _: Name, force: bool) -> Answer<'_, ()> {
         assert!(force);
         ok(())
+    }
+    fn clone_vm(&self, _: Name, request: VmClone, progress: watch::Sender<Progress>) -> Answer<'_, Vm> {
+        progress.send_replace(Progress { done_bytes: 1, total_bytes: 2 });
+        self.vm(request.name)
     }
     fn limit_vm(&self, name: Name, change: VmLimitsChange) -> Answer<'_, Vm> {
         assert_eq!((change.cpu_percent, change.iops), (Some(50), None));

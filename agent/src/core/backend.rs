@@ -9,7 +9,7 @@ use crate::control::backend::{Answer, Backend, Origin, Target};
 use crate::control::model::{
     Attach, Check, Detach, FdbEntry, Host, HostMatch, HostQuery, Image, ImageExport, ImageImport, ImagePull,
     ImageVerification, Invite, InviteRequest, Link, LinkState, Member, Network, NetworkCreate, Peer, PendingHost, Port,
-    PortKind, PortState, Progress, Status, Vm, VmCreate, VmStop,
+    PortKind, PortState, Progress, Status, Vm, VmClone, VmCreate, VmStop,
 };
 use crate::control::problem::{ApiError, ErrorCode};
 use crate::engine::{self, EngineHandle};
@@ -355,6 +355,10 @@ impl Backend for Agent {
 
     fn delete_vm(&self, name: Name, force: bool) -> Answer<'_, ()> {
         Box::pin(async move { self.vms.delete(&name, force).await.map_err(vm_error) })
+    }
+
+    fn clone_vm(&self, name: Name, request: VmClone, progress: watch::Sender<Progress>) -> Answer<'_, Vm> {
+        Box::pin(self.clone_here(name, request, progress))
     }
 
     fn limit_vm(&self, name: Name, change: VmLimitsChange) -> Answer<'_, Vm> {

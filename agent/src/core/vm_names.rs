@@ -43,8 +43,8 @@ pub struct Names {
 #[must_use]
 pub struct Promised(Option<Box<dyn Duplex>>);
 
-/// A way to the registrar, which may be this host itself.
-trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
+/// A way to a host, which may be this one itself.
+pub trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
 
 /// A VM of this host that must take another name.

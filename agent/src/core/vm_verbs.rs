@@ -4,7 +4,7 @@ use super::backend::Agent;
 use super::{Core, Handle};
 use crate::control::backend::{Backend, Origin, Target};
 use crate::control::extract::host_query;
-use crate::control::forward::{self, CONTROL};
+use crate::control::forward::{self, ANSWER_TIME_MAX, CONTROL, Patience};
 use crate::control::model::{BootDevice, Vm, VmCreate, VmDetails};
 use crate::control::problem::{ApiError, ErrorCode};
 use crate::entropy;
@@ -34,6 +34,8 @@ const LABELS_MAX: usize = 32;
 const REQUEST_BYTES_MAX: usize = 128;
 /// Bytes of another host's answer about one VM.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
+/// How long a host that fetches a disk may take: a day is enough for a terabyte at 100 Mbit/s.
+const COPY_TIME_MAX: Duration = Duration::from_secs(24 * 3600);
 /// How long the row of a VM that another host has made may take to come here.
 const ROW_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -96,14 +98,16 @@ impl Agent {
         Err(ApiError::new(ErrorCode::NoSpace, detail))
     }
 
-    async fn make_on(&self, host: HostId, here: HostId, request: VmCreate) -> Result<Vm, ApiError> {
+    pub(super) async fn make_on(&self, host: HostId, here: HostId, request: VmCreate) -> Result<Vm, ApiError> {
         if host == here {
             return self.make_here(request, Origin::Local).await;
         }
         let body = serde_json::to_vec(&request).context("Can't encode a request")?;
+        let patience = if request.disk.is_some() { COPY_TIME_MAX } else { ANSWER_TIME_MAX };
         let asked = Request::builder()
             .method(Method::POST)
             .uri("/v1/vms")
+            .extension(Patience(patience))
             .header(header::CONTENT_TYPE, "application/json")
             .body(Body::from(body))
             .context("Can't encode a request")?;
@@ -120,7 +124,7 @@ impl Agent {
     }
 
     async fn make_here(&self, request: VmCreate, origin: Origin) -> Result<Vm, ApiError> {
-        let (name, start) = (request.name.clone(), !request.stopped);
+        let (name, start, offer) = (request.name.clone(), !request.stopped, request.disk.clone());
         for path in request.kernel.iter().chain(&request.initrd) {
             check_file(path, origin)?;
         }
@@ -134,7 +138,11 @@ impl Agent {
                 spec.disk_bytes = base.size_bytes();
             }
         }
-        self.vms.create(spec, start).await.map_err(vm_error)?;
+        let disk = match &offer {
+            Some(offer) => Some(self.disk_source(offer).await?),
+            None => None,
+        };
+        self.vms.create(spec, disk, start).await.map_err(vm_error)?;
         self.show_vm(&name).await
     }
 
@@ -182,7 +190,7 @@ impl Core {
     }
 
     /// The member of this name or id.
-    fn host_named(&self, text: &str) -> Result<HostId, ApiError> {
+    pub(super) fn host_named(&self, text: &str) -> Result<HostId, ApiError> {
         let hosts = self.hosts();
         let found = hosts.iter().find(|host| *host.name == *text || host.id.to_string() == text);
         let unknown = || ApiError::not_found(format!("There is no host {text}: `virtuoso host list` shows all"));
@@ -204,7 +212,11 @@ impl Core {
             let host = self.name_of(host);
             return Err(VmError::NameTaken { name: request.name.to_string(), host }.into());
         }
-        let image = request.image.map(|name| self.base_image(name)).transpose()?;
+        let digest = request.disk.and_then(|disk| disk.digest);
+        let image = match (request.image, digest) {
+            (Some(name), Some(digest)) => Some(BaseImage { name, digest }),
+            (image, _) => image.map(|name| self.base_image(name)).transpose()?,
+        };
         let boot = match (request.kernel, image) {
             (Some(kernel), image) => Boot::Kernel { kernel, initrd: request.initrd, append: request.append, image },
             (None, Some(image)) => Boot::Image(image),

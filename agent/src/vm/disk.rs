@@ -9,6 +9,7 @@ use crate::image::{InUse, Pull, Served};
 use anyhow::Context;
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
+use std::path::Path;
 use std::sync::Arc;
 use tokio::process::Command;
 use virtuoso_overlay::ids::Digest;
@@ -39,9 +40,14 @@ pub(super) async fn make(spec: &Spec, files: &Files, base: Option<&Base>) -> any
         let small = VmError::SmallDisk { image, image_bytes, disk_bytes: spec.disk_bytes };
         anyhow::ensure!(spec.disk_bytes >= image_bytes, small);
     }
+    make_file(&files.disk(), spec.disk_bytes).await
+}
+
+/// Makes an empty disk.
+pub(super) async fn make_file(path: &Path, disk_bytes: u64) -> anyhow::Result<()> {
     let mut command = Command::new("qemu-img");
     command.args(["create", "-q", "-f", "qcow2"]);
-    command.arg(files.disk()).arg(spec.disk_bytes.to_string()).kill_on_drop(true);
+    command.arg(path).arg(disk_bytes.to_string()).kill_on_drop(true);
     let output = match command.output().await {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             let missing = "VMs with disks need qemu-img on their host: install qemu-utils";
@@ -50,6 +56,6 @@ pub(super) async fn make(spec: &Spec, files: &Files, base: Option<&Base>) -> any
         other => other.context("Can't run qemu-img")?,
     };
     let complaint = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    anyhow::ensure!(output.status.success(), "qemu-img can't make {}: {complaint}", files.disk().display());
+    anyhow::ensure!(output.status.success(), "qemu-img can't make {}: {complaint}", path.display());
     Ok(())
 }

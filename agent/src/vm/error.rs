@@ -26,6 +26,9 @@ pub enum VmError {
     /// Too many VMs are made at once.
     #[error("Too many VMs are being made in the swarm at once: try again in a few seconds")]
     NamesBusy,
+    /// Too many clones are made at once.
+    #[error("Too many disks are being copied on this host: try again when one is done")]
+    ManyClones,
     /// The VM's state forbids it.
     #[error("Can't {verb} VM {name}: {why}")]
     Denied {
@@ -71,7 +74,7 @@ impl VmError {
             Self::NoRoom(_, Refusal::NameTaken(_)) | Self::NameTaken { .. } | Self::Denied { .. } => {
                 ErrorCode::Conflict
             }
-            Self::NamesBusy => ErrorCode::Unavailable,
+            Self::NamesBusy | Self::ManyClones => ErrorCode::Unavailable,
             Self::NoRoom(..) => ErrorCode::NoSpace,
             Self::DidNotStart { .. } => ErrorCode::Internal,
             Self::Missing(_) => ErrorCode::MissingRights,

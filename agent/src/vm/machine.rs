@@ -3,13 +3,13 @@
 use super::console::Console;
 use super::disk::Base;
 use super::process::Process;
-use super::qmp::Qmp;
+use super::qmp::{Event, Qmp};
 use super::spec::Spec;
 use super::stall::Stall;
 use super::store::{Files, Record};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use virtuoso_overlay::table::VmState;
 use virtuoso_overlay::vm::lifecycle::Failures;
 
@@ -39,6 +39,8 @@ pub(super) struct Live {
     pub(super) console: Arc<Console>,
     /// The image below its disk, which is served as long as it runs.
     pub(super) base: Option<Base>,
+    /// What QEMU tells.
+    pub(super) events: broadcast::Sender<Event>,
     /// Its end is wanted: it is no crash.
     pub(super) ending: Arc<AtomicBool>,
     /// True when it has ended and all is cleaned up.

@@ -21,6 +21,8 @@ const RECONNECT_S: u32 = 315_360_000;
 
 /// QEMU's name of the device that is a VM's own disk.
 pub(super) const DISK_DEVICE: &str = "vd0";
+/// QEMU's name of what is behind it.
+pub(super) const DISK_NODE: &str = "disk0";
 
 /// Cache of translated code without KVM. QEMU's own default is a gigabyte.
 const TCG_CACHE_MIB: u32 = 256;
@@ -142,11 +144,11 @@ impl Launch<'_> {
             arguments.option("-blockdev", format!("{node},{server}"));
             below = ",backing=base0";
         }
-        let node = format!("driver=qcow2,node-name=disk0,discard=unmap{below}");
+        let node = format!("driver=qcow2,node-name={DISK_NODE},discard=unmap{below}");
         let disk = escaped(&self.files.disk());
         arguments.option("-blockdev", format!("{node},file.driver=file,file.filename={disk}"));
         // What can't be read or written now is tried again when the VM goes on: its guest sees no error.
-        arguments.option("-device", format!("{device},drive=disk0,rerror=stop,werror=stop"));
+        arguments.option("-device", format!("{device},drive={DISK_NODE},rerror=stop,werror=stop"));
     }
 }
 

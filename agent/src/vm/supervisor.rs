@@ -56,6 +56,10 @@ pub(super) async fn supervise(
 
 async fn on_event(vms: &Arc<Vms>, machine: &Arc<Machine>, event: &Event, shutdown: &mut Shutdown) {
     tracing::debug!(vm = %machine.spec().name, "QEMU says {}", event.event);
+    if let Some(live) = machine.live() {
+        // Nobody may be listening.
+        live.events.send(event.clone()).ok();
+    }
     match event.event.as_str() {
         "STOP" => vms.set_state(machine, VmState::Paused).await,
         "RESUME" => vms.set_state(machine, VmState::Running).await,

@@ -1,5 +1,6 @@
 //! All VMs of this host, and what can be done with them.
 
+use super::clone::{self, Offered, Offers, Token};
 use super::console::Console;
 use super::disk::{self, Base};
 use super::error::VmError;
@@ -18,8 +19,9 @@ use super::{
     initrd, names, seed, stall,
 };
 use crate::clock::Clock;
+use crate::control::model::Progress;
 use crate::core::ports::Sockets;
-use crate::core::vm_names::{LostName, Names};
+use crate::core::vm_names::{Duplex, LostName, Names};
 use crate::core::{Handle, ImageSource, Readdress, Stopping};
 use crate::events::{EventKind, EventLog};
 use crate::facts::HostFacts;
@@ -36,12 +38,18 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::net::UnixStream;
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use virtuoso_overlay::ids::VmId;
 use virtuoso_overlay::table::VmState;
 use virtuoso_overlay::time::Instant;
 use virtuoso_overlay::vm::lifecycle::{Step, Wish, decide};
 use virtuoso_overlay::vm::reservations::{Reservations, Reserved};
+
+/// Events of QEMU that a listener may be behind; it looks at QEMU itself when it missed some.
+const EVENTS_KEPT: usize = 64;
+
+/// A disk to fetch for a new VM, from a way to the host that has it.
+pub type DiskSource = (Box<dyn Duplex>, Token);
 
 /// What VMs are made of and with.
 pub struct Parts {
@@ -69,6 +77,7 @@ pub struct Vms {
     accelerator: Accelerator,
     machines: Mutex<BTreeMap<VmId, Arc<Machine>>>,
     meters: Meters,
+    offers: Arc<Offers>,
     /// VMs that are being made.
     coming: Mutex<BTreeMap<VmId, Spec>>,
     reservations: Mutex<Reservations>,
@@ -108,6 +117,7 @@ impl Vms {
             accelerator: if facts.kvm.usable { Accelerator::Kvm } else { Accelerator::Tcg },
             machines: Mutex::default(),
             meters: Meters::default(),
+            offers: Offers::open(parts.state_dir.join("copies"))?,
             coming: Mutex::default(),
             reservations: Mutex::default(),
             making: tokio::sync::RwLock::default(),
@@ -214,24 +224,26 @@ impl Vms {
         let console = Console::start(connect(machine.files.serial_socket()).await?);
         let (end, ended) = watch::channel(false);
         let ending = Arc::new(AtomicBool::new(false));
-        let live = Live { process: process.clone(), qmp: qmp.clone(), console, base, ending, ended };
+        let events_told = broadcast::Sender::new(EVENTS_KEPT);
+        let live =
+            Live { process: process.clone(), qmp: qmp.clone(), console, base, events: events_told, ending, ended };
         machine.set_live(Some(live.clone()));
         tokio::spawn(supervise(self.clone(), machine.clone(), live, events, end));
         Ok(qmp)
     }
 
-    /// Makes a VM; `start` runs it too. The same VM again is no error: it is there. If it can't be made or started,
-    /// nothing of it stays.
+    /// Makes a VM, `disk` its disk if that is not new; `start` runs it too. The same VM again is no error: it is there.
+    /// If it can't be made or started, nothing of it stays.
     ///
     /// # Errors
     /// If there is no room, or something that it needs is not there.
-    pub async fn create(self: &Arc<Self>, spec: Spec, start: bool) -> anyhow::Result<()> {
+    pub async fn create(self: &Arc<Self>, spec: Spec, disk: Option<DiskSource>, start: bool) -> anyhow::Result<()> {
         // A caller who goes away must not leave half a VM.
         let vms = self.clone();
-        tokio::spawn(async move { vms.create_now(spec, start).await }).await.context("Making a VM broke off")?
+        tokio::spawn(async move { vms.create_now(spec, disk, start).await }).await.context("Making a VM broke off")?
     }
 
-    async fn create_now(self: &Arc<Self>, spec: Spec, start: bool) -> anyhow::Result<()> {
+    async fn create_now(self: &Arc<Self>, spec: Spec, disk: Option<DiskSource>, start: bool) -> anyhow::Result<()> {
         let (id, name) = (spec.id.0, spec.name.clone());
         let room = self.parts.core.call(|core| core.vm_room()).await?;
         let reserved = self.reservations().reserve(id, &name, spec.share(), room);
@@ -243,7 +255,7 @@ impl Vms {
                 return Err(VmError::NoRoom(name, refusal).into());
             }
         }
-        let made = self.make_under_its_name(spec, start).await;
+        let made = self.make_under_its_name(spec, disk, start).await;
         self.coming().remove(&id);
         match made {
             Ok(()) => self.publish().await,
@@ -252,21 +264,28 @@ impl Vms {
         made
     }
 
-    async fn make_under_its_name(self: &Arc<Self>, spec: Spec, start: bool) -> anyhow::Result<()> {
+    async fn make_under_its_name(
+        self: &Arc<Self>,
+        spec: Spec,
+        disk: Option<DiskSource>,
+        start: bool,
+    ) -> anyhow::Result<()> {
         let promised = self.parts.names.claim(&spec.name, spec.id.0).await?;
         self.coming().insert(spec.id.0, spec.clone());
         self.publish().await;
         promised.keep().await;
-        self.make(spec, start).await
+        self.make(spec, disk, start).await
     }
 
-    async fn make(self: &Arc<Self>, spec: Spec, start: bool) -> anyhow::Result<()> {
+    async fn make(self: &Arc<Self>, spec: Spec, disk: Option<DiskSource>, start: bool) -> anyhow::Result<()> {
         let _making = self.making.read().await;
         let files = self.store.create(spec.id.0)?;
         // Held from here on, so that the VM finds its image when it is started.
         let base = disk::base(&spec, &self.parts.images).await?;
-        if spec.disk_bytes > 0 {
-            disk::make(&spec, &files, base.as_ref()).await?;
+        match disk {
+            Some((stream, token)) => clone::fetch(stream, token, &files.disk(), spec.disk_bytes).await?,
+            None if spec.disk_bytes > 0 => disk::make(&spec, &files, base.as_ref()).await?,
+            None => {}
         }
         let (id, name) = (spec.id, spec.name.to_string());
         let record = Record { spec, process: None, crash: None };
@@ -504,6 +523,27 @@ impl Vms {
         let why = virtuoso_overlay::vm::lifecycle::Denied::NotRunning;
         let live = machine.live().ok_or_else(|| VmError::Denied { name: name.clone(), verb, why })?;
         Ok((machine, live))
+    }
+
+    /// What a VM of this host is.
+    ///
+    /// # Errors
+    /// If there is none of that name.
+    pub fn spec(&self, name: &Name) -> anyhow::Result<Spec> {
+        Ok(self.find(name)?.spec())
+    }
+
+    /// Copies a VM's disk as it is now, for other hosts to fetch; also if the VM runs.
+    ///
+    /// # Errors
+    /// If there is no such VM here, or no room for the copy.
+    pub async fn offer_disk(&self, name: &Name, progress: watch::Sender<Progress>) -> anyhow::Result<Offered> {
+        self.offers.make(self.find(name)?, progress).await
+    }
+
+    /// Copies of disks that other hosts may fetch.
+    pub fn offers(&self) -> Arc<Offers> {
+        self.offers.clone()
     }
 
     /// Changes what a VM may use, now and from now on.

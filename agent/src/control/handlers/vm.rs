@@ -3,16 +3,18 @@
 use super::Answered;
 use crate::control::backend::Origin;
 use crate::control::extract::{Body, Named};
-use crate::control::model::{Vm, VmCreate, VmStop};
+use crate::control::model::{Progress, Vm, VmClone, VmCreate, VmStop};
 use crate::control::problem::ApiError;
 use crate::control::router::Api;
+use crate::control::stream::long_work;
 use crate::control::upgrade;
 use crate::vm::VmLimitsChange;
 use axum::extract::{Query, Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use serde::Deserialize;
+use tokio::sync::watch;
 
 /// What a console's connection is upgraded to.
 pub(crate) const CONSOLE_PROTOCOL: &str = "virtuoso-console";
@@ -92,6 +94,22 @@ pub(in crate::control) async fn stop(
     responses((status = 200, body = Vm), (status = "default", body = ApiError)))]
 pub(in crate::control) async fn reset(State(api): State<Api>, Named(name): Named) -> Answered<Vm> {
     api.backend.reset_vm(name).await.map(Json)
+}
+
+/// Make a copy of a VM, with an id and addresses of its own, here or on another host. With `Accept: text/event-stream`
+/// the answer tells of the copy of its disk.
+#[utoipa::path(post, path = "/v1/vms/{name}/clone", operation_id = "clone_vm", request_body = VmClone,
+    params(("name" = String, Path, description = "The VM that is copied")),
+    responses((status = 201, body = Vm), (status = "default", body = ApiError)))]
+pub(in crate::control) async fn clone(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    Named(name): Named,
+    Body(request): Body<VmClone>,
+) -> Response {
+    let (sender, progress) = watch::channel(Progress::default());
+    let work = Box::pin(async move { api.backend.clone_vm(name, request, sender).await });
+    long_work(&headers, StatusCode::CREATED, work, progress).await
 }
 
 /// Change what a VM may use.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use utoipa::ToSchema;
-use virtuoso_overlay::ids::{HostId, Mac, VmId};
+use virtuoso_overlay::ids::{Digest, HostId, Mac, VmId};
 
 /// A virtual machine as its host's row tells.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
@@ -155,6 +155,42 @@ pub struct VmCreate {
     /// With `best`, labels that the host must have, as `key` or `key=value`.
     #[serde(default)]
     pub host_labels: Vec<String>,
+    /// What its disk is a copy of: hosts say this to each other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<VmDiskOffer>,
+}
+
+/// A copy of a VM's disk, for a clone.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VmDiskOffer {
+    /// Who has it.
+    #[schema(value_type = String)]
+    pub host: Text<HostId>,
+    /// What it is called there.
+    pub token: String,
+    /// The image below it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub digest: Option<Text<Digest>>,
+}
+
+/// Asks for a copy of a virtual machine, with an id and addresses of its own.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VmClone {
+    /// The copy's name.
+    #[schema(value_type = String)]
+    pub name: Name,
+    /// Names this request: the same one again makes nothing twice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<String>,
+    /// The host it runs on, by name or id; that of the original by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// Whether it is only made, and not started.
+    #[serde(default)]
+    pub stopped: bool,
 }
 
 /// What a VM's firmware boots from.
