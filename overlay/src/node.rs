@@ -10,12 +10,12 @@ mod tests;
 use crate::crypto::{Signer, Verifier};
 use crate::ids::{HostId, Mac, NetworkId, SwarmId};
 use crate::limits::{
-    GOSSIP_BYTES_MAX, REFRESH_INTERVAL_MAX, REFRESH_INTERVAL_MIN, SYNC_INTERVAL, SYNC_REQUEST_BYTES_MAX,
-    SYNC_RESPONSE_BYTES_MAX,
+    GONE_AFTER_REFRESHES, GOSSIP_BYTES_MAX, REFRESH_INTERVAL_MAX, REFRESH_INTERVAL_MIN, SYNC_INTERVAL,
+    SYNC_REQUEST_BYTES_MAX, SYNC_RESPONSE_BYTES_MAX,
 };
 use crate::rng::Rng;
 use crate::table::{
-    AgedRow, Applied, Body, Gossip, Key, Row, Standing, SyncRequest, SyncResponse, Table, Tag, Version,
+    AgedRow, Applied, Beat, Body, Gossip, Key, Row, Standing, SyncRequest, SyncResponse, Table, Tag, Version,
 };
 use crate::time::{Instant, Now};
 use crate::wire::codec;
@@ -41,6 +41,8 @@ pub struct Node {
     contested: BTreeSet<(NetworkId, Mac)>,
     effects: VecDeque<NodeEffect>,
     refresh_at: Instant,
+    /// How often the lease was renewed.
+    refreshes: u32,
     compare_at: Instant,
     sweep_at: Instant,
     counters: NodeCounters,
@@ -152,6 +154,7 @@ impl Node {
             contested: BTreeSet::new(),
             effects: VecDeque::new(),
             refresh_at: now.mono + REFRESH_INTERVAL_MIN + jitter,
+            refreshes: 0,
             compare_at: now.mono + SYNC_INTERVAL + jitter,
             sweep_at: now.mono + SWEEP_INTERVAL + jitter,
             counters: NodeCounters::default(),
@@ -182,7 +185,7 @@ impl Node {
     /// its `refresh_s` is set here.
     pub fn put(&mut self, now: Now, mut body: Body) {
         if let Body::Host(row) = &mut body {
-            row.refresh_s = u16::try_from(self.refresh_interval().as_secs()).unwrap_or(u16::MAX);
+            row.refresh_s = self.refresh_s();
         }
         self.write(now, body.key(), Some(body));
     }
@@ -290,14 +293,26 @@ impl Node {
         self.insert(now.mono, row, now.mono);
     }
 
-    /// Writes the host row again: the lease of everything that this host says.
+    /// Says that this host is there: the lease of everything that it says. At first and now and then by its host row,
+    /// which so reaches those who were not connected when it was written, and those who dropped it meanwhile.
     fn refresh(&mut self, now: Now) {
         let interval = self.refresh_interval();
         // Jitter keeps hosts that started together from speaking together.
         self.refresh_at = now.mono + interval - Duration::from_micros(self.rng.below(interval.as_micros() as u64 / 10));
-        if let Some(Body::Host(row)) = self.table.get(self.me, Key::Host).and_then(|row| row.body.clone()) {
-            self.put(now, Body::Host(row));
+        let Some(Body::Host(row)) = self.table.get(self.me, Key::Host).and_then(|row| row.body.clone()) else { return };
+        self.refreshes = self.refreshes.saturating_add(1);
+        // By lot, so that hosts that started together do not do it together.
+        let is_due = self.rng.below(REFRESHES_PER_HOST_ROW) == 0;
+        if is_due || self.refreshes <= HOST_ROWS_AT_FIRST {
+            return self.put(now, Body::Host(row));
         }
+        let beat = Beat { refresh_s: self.refresh_s() };
+        self.write(now, Key::Beat, Some(Body::Beat(beat)));
+    }
+
+    /// What a sign of life promises.
+    fn refresh_s(&self) -> u16 {
+        u16::try_from(self.refresh_interval().as_secs()).unwrap_or(u16::MAX)
     }
 
     fn refresh_interval(&self) -> Duration {
@@ -366,6 +381,8 @@ impl Node {
                 return Taken::Unknown;
             }
         };
+        let after = self.table.standing(writer, now).map(|(standing, _)| standing);
+        let is_alive_again = before != after && after == Some(Standing::Alive);
         for key in voided {
             self.changed(Change::Gone(writer, key));
         }
@@ -374,7 +391,7 @@ impl Node {
         }
         if key == Key::Host && left {
             self.changed(Change::Left(writer));
-        } else if key == Key::Host && before != Some(Standing::Alive) {
+        } else if is_alive_again {
             self.changed(Change::Alive(writer));
         }
         // What was put and taken back between two messages was perhaps heard of in other ways.
@@ -512,6 +529,12 @@ enum Taken {
     Unknown,
     Forged,
 }
+
+/// Of so many renewals of the lease one is by the whole host row on average, the others are beats. Hosts forget a
+/// silent one after as many.
+const REFRESHES_PER_HOST_ROW: u64 = GONE_AFTER_REFRESHES as u64;
+/// A host has few connections when it starts, and its first words do not get far.
+const HOST_ROWS_AT_FIRST: u32 = 3;
 
 /// Least time between two looks for silent hosts.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);

@@ -7,7 +7,7 @@ mod row;
 mod store;
 mod sync;
 
-pub use body::{Body, HostRow, ImageRow, NetworkRow, PendingRow, Resources, VmRow, VmState, is_image_name};
+pub use body::{Beat, Body, HostRow, ImageRow, NetworkRow, PendingRow, Resources, VmRow, VmState, is_image_name};
 pub use query::{HostQuery, Match, Shortage};
 pub use row::{Key, Row, Version};
 pub use store::{Applied, BUCKETS, Standing, Table};

@@ -141,7 +141,7 @@ impl Core {
                 self.events.emit(EventKind::HostPending { host: Text(row.host), name: row.name });
             }
             Body::Vm(_) => self.vm_changes.send_modify(|count| *count += 1),
-            Body::Claim(_) | Body::Network(_) | Body::Image(_) => {}
+            Body::Claim(_) | Body::Network(_) | Body::Image(_) | Body::Beat(_) => {}
         }
     }
 

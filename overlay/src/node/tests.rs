@@ -4,6 +4,7 @@ use super::*;
 use crate::claims::Claim;
 use crate::crypto::testing::Toy;
 use crate::ids::{Digest, Epoch};
+use crate::limits::LEASE_REFRESHES;
 use crate::membership::{Certificate, CertificateRequest, Roles};
 use crate::table::{HostRow, ImageRow, Resources};
 use crate::time::UnixTime;
@@ -168,7 +169,8 @@ fn a_late_joiner_pulls_thousands_of_rows() {
     pool.connect_all();
     pool.pass(Duration::from_secs(30));
     pool.assert_equal();
-    assert_eq!(pool.nodes[2].table().rows().count(), 8_003);
+    let beats = pool.nodes[2].table().rows().filter(|row| row.key == Key::Beat).count();
+    assert_eq!(pool.nodes[2].table().rows().count() - beats, 8_003);
 }
 
 #[test]
@@ -348,4 +350,38 @@ fn refreshes_grow_with_the_swarm() {
     assert_eq!(refresh_interval(3), Duration::from_secs(5));
     assert_eq!(refresh_interval(1_000), Duration::from_secs(50));
     assert_eq!(refresh_interval(10_000), Duration::from_secs(300));
+}
+
+#[test]
+fn beats_keep_leases_and_are_small() {
+    let mut pool = Pool::new(3);
+    pool.connect_all();
+    let other = pool.nodes[1].me();
+    let written = |pool: &Pool, key| pool.nodes[0].table().get(other, key).map(|row| row.version);
+    pool.pass(REFRESH_INTERVAL_MIN * (HOST_ROWS_AT_FIRST + 1));
+    let (mut rows, mut beats) = (BTreeSet::new(), BTreeSet::new());
+    for _ in 0..20 * GONE_AFTER_REFRESHES {
+        pool.pass(REFRESH_INTERVAL_MIN);
+        rows.extend(written(&pool, Key::Host));
+        beats.extend(written(&pool, Key::Beat));
+    }
+    assert!(rows.len() > 1, "now and then the host row comes along");
+    assert!(beats.len() > 5 * rows.len(), "{} beats, {} rows", beats.len(), rows.len());
+    assert!(!pool.changes[0].iter().any(|change| matches!(change, Change::Silent(_) | Change::Left(_))));
+    let bytes = |key| codec::encode(pool.nodes[0].table().get(other, key).unwrap()).len();
+    assert!(bytes(Key::Beat) < 128 && bytes(Key::Beat) * 2 < bytes(Key::Host), "{} bytes", bytes(Key::Beat));
+}
+
+#[test]
+fn a_silent_host_is_there_again_with_its_next_beat() {
+    let mut pool = Pool::new(2);
+    pool.connect_all();
+    let other = pool.nodes[1].me();
+    pool.cut = true;
+    pool.pass(REFRESH_INTERVAL_MIN * (LEASE_REFRESHES + 2));
+    assert!(pool.changes[0].contains(&Change::Silent(other)));
+    pool.cut = false;
+    pool.changes[0].clear();
+    pool.pass(REFRESH_INTERVAL_MIN);
+    assert!(pool.changes[0].contains(&Change::Alive(other)), "{:?}", pool.changes[0]);
 }

@@ -30,6 +30,15 @@ pub enum Body {
     Pending(PendingRow),
     /// A certificate that the writer, an admin, has issued.
     Certificate(Certificate),
+    /// The writer is there, and everything that it says holds. A tenth of a host row's size.
+    Beat(Beat),
+}
+
+/// A sign of life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
+pub struct Beat {
+    /// Seconds until the next one at the latest. Three of them are the writer's lease.
+    pub refresh_s: u16,
 }
 
 /// A host and what it has.
@@ -49,7 +58,7 @@ pub struct HostRow {
     pub draining: bool,
     /// The agent's version.
     pub version: String,
-    /// Seconds after which it writes this row again at the latest. Three of them are its lease.
+    /// Seconds until its next [`Beat`] at the latest, or until this row comes again. Three of them are its lease.
     pub refresh_s: u16,
 }
 
@@ -172,6 +181,7 @@ impl Body {
             Self::Vm(row) => Key::Vm(row.id),
             Self::Pending(row) => Key::Pending(row.host),
             Self::Certificate(certificate) => Key::Certificate(certificate.host),
+            Self::Beat(_) => Key::Beat,
         }
     }
 
@@ -185,6 +195,7 @@ impl Body {
             Self::Vm(row) => is_name(&row.name) && row.nics.len() <= VM_NICS_MAX,
             Self::Pending(row) => is_name(&row.name) && row.address.len() <= ROW_TEXT_BYTES_MAX,
             Self::Certificate(certificate) => is_name(&certificate.name),
+            Self::Beat(beat) => beat.refresh_s > 0,
         }
     }
 }

@@ -24,6 +24,15 @@ pub enum Key {
     Pending(HostId),
     /// A certificate that was issued.
     Certificate(HostId),
+    /// That the writer is there.
+    Beat,
+}
+
+impl Key {
+    /// Whether rows of this key say that their writer is there.
+    pub(super) const fn is_lease(self) -> bool {
+        matches!(self, Self::Host | Self::Beat)
+    }
 }
 
 /// Orders the versions of a row.

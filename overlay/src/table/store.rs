@@ -1,7 +1,7 @@
 //! The rows of all hosts, with a digest that is kept up to date.
 
 use super::row::short_hash;
-use super::{Body, HostRow, Key, Row, Version};
+use super::{Beat, Body, HostRow, Key, Row, Version};
 use crate::ids::{HostId, Mac, NetworkId};
 use crate::limits::{GONE_AFTER_REFRESHES, HOSTS_MAX, LEASE_REFRESHES, ROWS_PER_HOST_MAX};
 use crate::time::Instant;
@@ -27,7 +27,7 @@ struct Writer {
     rows: BTreeMap<Key, Box<Row>>,
     /// Rows of older incarnations are void.
     incarnation: u64,
-    /// When it wrote its host row, as far as this host can tell.
+    /// When it wrote its host row or a beat, as far as this host can tell.
     heard: Instant,
     standing: Standing,
 }
@@ -68,7 +68,7 @@ impl Default for Table {
 impl Table {
     /// Puts a row in that has been checked. `heard` is when its writer wrote it, as far as this host can tell.
     pub fn apply(&mut self, row: Row, heard: Instant, now: Instant) -> Applied {
-        if row.key == Key::Host && is_past(&row, heard, now) {
+        if row.key.is_lease() && is_past(&row, heard, now) {
             return Applied::Stale;
         }
         let known = self.writers.len();
@@ -88,10 +88,15 @@ impl Table {
         if old.is_none() && writer.rows.len() >= ROWS_PER_HOST_MAX {
             return Applied::Full;
         }
+        if row.key.is_lease() {
+            writer.heard = writer.heard.max(heard);
+        }
+        if row.key == Key::Beat && writer.standing == Standing::Silent {
+            writer.standing = Standing::Alive;
+        }
         if row.key != Key::Host {
             return self.insert(row, Vec::new());
         }
-        writer.heard = writer.heard.max(heard);
         writer.standing = standing_of(&row);
         writer.incarnation = row.version.incarnation;
         let (floor, left) = (row.version.incarnation, row.body.is_none());
@@ -177,7 +182,7 @@ impl Table {
     pub fn sweep(&mut self, now: Instant, me: HostId) -> (Vec<HostId>, Vec<HostId>) {
         let (mut silent, mut gone) = (Vec::new(), Vec::new());
         for (host, writer) in self.writers.iter_mut().filter(|(host, _)| **host != me) {
-            let refresh = refresh_of(writer.rows.get(&Key::Host).map(|row| &**row));
+            let refresh = writer.refresh();
             let age = now.since(writer.heard);
             if age > refresh * GONE_AFTER_REFRESHES {
                 gone.push(*host);
@@ -244,6 +249,14 @@ impl Table {
     }
 }
 
+impl Writer {
+    /// What its latest sign of life promises.
+    fn refresh(&self) -> Duration {
+        let signs = [Key::Host, Key::Beat].into_iter().filter_map(|key| self.rows.get(&key));
+        refresh_of(signs.max_by_key(|row| row.version).map(|row| &**row))
+    }
+}
+
 fn standing_of(row: &Row) -> Standing {
     match (row.key, &row.body) {
         (Key::Host, None) => Standing::Left,
@@ -251,7 +264,7 @@ fn standing_of(row: &Row) -> Standing {
     }
 }
 
-/// Whether a host row is so old that its host's rows would be removed at once.
+/// Whether a sign of life is so old that its host's rows would be removed at once.
 fn is_past(row: &Row, heard: Instant, now: Instant) -> bool {
     now.since(heard) > refresh_of(Some(row)) * GONE_AFTER_REFRESHES
 }
@@ -260,6 +273,7 @@ fn is_past(row: &Row, heard: Instant, now: Instant) -> bool {
 fn refresh_of(row: Option<&Row>) -> Duration {
     match row.and_then(|row| row.body.as_ref()) {
         Some(Body::Host(row)) => Duration::from_secs(row.refresh_s.into()),
+        Some(Body::Beat(Beat { refresh_s })) => Duration::from_secs((*refresh_s).into()),
         _ => Duration::from_secs(60),
     }
 }
