@@ -16,4 +16,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         reassembler.feed(now, datagram, |packet| assert!(packet.len() <= PACKET_BYTES_MAX));
         rest = next;
     }
+    if let Some(deadline) = reassembler.deadline() {
+        reassembler.settle(deadline, |packet| assert!(packet.len() <= PACKET_BYTES_MAX));
+    }
 });

@@ -18,6 +18,7 @@ pub mod drop_reason;
 mod flood;
 pub mod ids;
 pub mod limits;
+pub mod loss;
 pub mod membership;
 pub mod migrate;
 pub mod moderation;

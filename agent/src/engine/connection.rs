@@ -13,7 +13,9 @@ use std::net::SocketAddr;
 use std::time::Instant;
 use virtuoso_overlay::chunk::{Packer, Reassembler};
 use virtuoso_overlay::ids::HostId;
-use virtuoso_overlay::wire::frame::FrameHeader;
+use virtuoso_overlay::loss::LossMeter;
+use virtuoso_overlay::offload::{Gso, VnetHdr};
+use virtuoso_overlay::wire::frame::{FrameHeader, HEADER_BYTES, VNET_BYTES};
 
 /// Sends of one connection in one turn of the loop: four super-frames, so that no link waits long for another.
 const SENDS_PER_TURN: usize = 4;
@@ -67,6 +69,9 @@ pub(super) struct Connection {
     unsent: Option<Unsent>,
     /// When QUIC wants to be called.
     pub(super) deadline: Option<Instant>,
+    /// When a frame that lacks a part is given up.
+    pub(super) repair_at: Option<Instant>,
+    pub(super) loss: LossMeter,
     /// Whether it is in the list of connections to look after.
     pub(super) is_touched: bool,
 }
@@ -113,6 +118,8 @@ impl Connection {
             packer: Packer::default(),
             unsent: None,
             deadline: None,
+            repair_at: None,
+            loss: LossMeter::default(),
             is_touched: false,
         }
     }
@@ -130,11 +137,24 @@ impl Connection {
     /// Packs one packet (virtio-net header and frame); false if QUIC did not take all of it. HOT PATH.
     pub(super) fn pack(&mut self, header: &FrameHeader, packet: &[u8]) -> bool {
         let Some(size) = self.quic.datagrams().max_size() else { return false };
+        let guarded = if self.loss.is_lossy() { header_bytes(packet) } else { 0 };
         let mut taken = true;
         let mut datagrams = self.quic.datagrams();
-        self.packer
-            .push(size, &header.encode(), packet, &mut |datagram| taken &= datagrams.send(datagram, false).is_ok());
+        let mut send = |datagram| taken &= datagrams.send(datagram, false).is_ok();
+        self.packer.push(size, guarded, &header.encode(), packet, &mut send);
         taken
+    }
+
+    /// Notes how much the path loses.
+    pub(super) fn sample_loss(&mut self) {
+        let path = self.quic.stats().path;
+        self.loss.sample(path.sent_packets, path.lost_packets);
+    }
+
+    /// Plans when frames that lack a part are given up.
+    pub(super) fn plan_repair(&mut self, tick: Tick) {
+        let at = self.reassembler.deadline();
+        self.repair_at = at.map(|at| tick.at + at.since(tick.now.mono));
     }
 
     /// Takes the next datagram that came.
@@ -220,6 +240,13 @@ impl Connection {
         }
         true
     }
+}
+
+/// Bytes of all headers of a super-frame, ours included; zero for a plain frame.
+fn header_bytes(packet: &[u8]) -> usize {
+    let vnet = packet.first_chunk::<VNET_BYTES>().and_then(|vnet| VnetHdr::decode(vnet).ok());
+    let vnet = vnet.filter(|vnet| vnet.gso != Gso::None);
+    vnet.map_or(0, |vnet| HEADER_BYTES + VNET_BYTES + vnet.header_bytes())
 }
 
 /// Why a connection was closed, for the peer.

@@ -294,7 +294,7 @@ impl Links {
         self.is_blocked
     }
 
-    /// Gives up what waits for too long: frames without a link, and frames that lack a part.
+    /// Gives up frames that wait for a link for too long, and notes what got lost.
     pub(super) fn expire(&mut self, tick: Tick) {
         for link in self.links.values_mut() {
             for _ in 0..link.queue.expire(tick.now.mono) {
@@ -302,9 +302,7 @@ impl Links {
             }
         }
         for (_, connection) in self.table.iter_mut() {
-            connection.reassembler.expire(tick.now.mono);
-            let link = connection.peer.and_then(|peer| self.links.get_mut(&peer));
-            count_losses(connection, link.map_or(&mut self.strays, |link| &mut link.traffic));
+            connection.sample_loss();
         }
     }
 
@@ -422,6 +420,8 @@ impl Links {
             let deliver = |packet: &[u8]| deliver(peer, &mut link.traffic, packet);
             connection.reassembler.feed(tick.now.mono, &datagram, deliver);
         }
+        connection.reassembler.settle(tick.now.mono, |packet| deliver(peer, &mut link.traffic, packet));
+        connection.plan_repair(tick);
         count_losses(connection, &mut link.traffic);
     }
 

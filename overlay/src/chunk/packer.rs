@@ -1,6 +1,6 @@
 //! Cuts frames into datagrams of the path's size.
 
-use super::{CHUNK_HEADER_BYTES, ChunkHeader};
+use super::{CHUNK_HEADER_BYTES, ChunkHeader, SHORT_BYTES_MAX};
 use bytes::{BufMut, Bytes, BytesMut};
 
 /// Bytes that are allocated at once for datagrams: a super-frame with its headers, so that the allocator is asked
@@ -20,28 +20,43 @@ pub struct Packer {
 
 impl Packer {
     /// Cuts `head` and `body`, one packet, into datagrams of `size` bytes and hands the full ones to `out`. The last
-    /// one stays open for the next packet until [`Packer::flush`]. HOT PATH.
-    pub fn push(&mut self, size: usize, head: &[u8], body: &[u8], out: &mut impl FnMut(Bytes)) {
+    /// one stays open for the next packet until [`Packer::flush`].
+    ///
+    /// If the packet spans several datagrams, its first `guarded` bytes are sent a second time in the last one: without
+    /// its headers, what else arrives of a packet is worth nothing. HOT PATH.
+    pub fn push(&mut self, size: usize, guarded: usize, head: &[u8], body: &[u8], out: &mut impl FnMut(Bytes)) {
         debug_assert!(size > CHUNK_HEADER_BYTES + PAYLOAD_BYTES_MIN);
         let total = head.len() + body.len();
         let id = self.next_id;
         self.next_id = self.next_id.wrapping_add(1);
-        let mut offset = 0;
+        let (mut offset, mut chunks) = (0, 0);
         while offset < total {
-            let room = size.saturating_sub(self.open.len());
-            if room < CHUNK_HEADER_BYTES + PAYLOAD_BYTES_MIN.min(total - offset) {
-                self.open.put_bytes(0, room);
-                self.flush(out);
-                continue;
-            }
-            if self.open.is_empty() && self.open.capacity() < size {
-                self.open = BytesMut::with_capacity(SLAB_BYTES);
-            }
-            let len = (room - CHUNK_HEADER_BYTES).min(total - offset);
-            self.open.put_slice(&ChunkHeader { id, offset, total }.encode());
+            let room = self.reserve(size, PAYLOAD_BYTES_MIN.min(total - offset), out);
+            let len = room.min(total - offset);
+            self.open.put_slice(&ChunkHeader { id, offset, total, short: 0 }.encode());
             put_range(&mut self.open, head, body, offset, len);
             offset += len;
+            chunks += 1;
         }
+        let guarded = guarded.next_multiple_of(2);
+        if chunks > 1 && (2..=SHORT_BYTES_MAX.min(total)).contains(&guarded) {
+            self.reserve(size, guarded, out);
+            self.open.put_slice(&ChunkHeader { id, offset: 0, total, short: guarded }.encode());
+            put_range(&mut self.open, head, body, 0, guarded);
+        }
+    }
+
+    /// Sees to it that the open datagram has room for a chunk of `payload` bytes, and returns how many it has room for.
+    fn reserve(&mut self, size: usize, payload: usize, out: &mut impl FnMut(Bytes)) -> usize {
+        let room = size.saturating_sub(self.open.len());
+        if room < CHUNK_HEADER_BYTES + payload {
+            self.open.put_bytes(0, room);
+            self.flush(out);
+        }
+        if self.open.is_empty() && self.open.capacity() < size {
+            self.open = BytesMut::with_capacity(SLAB_BYTES);
+        }
+        size.saturating_sub(self.open.len() + CHUNK_HEADER_BYTES)
     }
 
     /// Hands the open datagram to `out`.

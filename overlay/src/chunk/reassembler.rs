@@ -1,7 +1,10 @@
 //! Puts the chunks of one link's frames together again.
 
 use super::{CHUNK_HEADER_BYTES, ChunkHeader, PACKET_BYTES_MAX};
+use crate::offload::Segmenter;
 use crate::time::Instant;
+use crate::wire::frame::HEADER_BYTES;
+use std::collections::VecDeque;
 use std::time::Duration;
 
 /// Frames that can be incomplete at once. Reordering by more frames than this loses the older one.
@@ -13,8 +16,17 @@ const INCOMPLETE_BYTES_MAX: usize = 1 << 20;
 /// Gaps that a frame may have. Forty-six datagrams carry a super-frame; every second one missing makes 23.
 const RANGES_MAX: usize = 24;
 
-/// A missing chunk that has not come after this time is lost: nothing repeats it.
-const INCOMPLETE_AGE_MAX: Duration = Duration::from_millis(500);
+/// Datagrams that may overtake a missing chunk before it counts as lost: as many packets as TCP and QUIC wait for. A
+/// chunk that comes later than this doubles it, up to the longest batch that a socket takes.
+const PATIENCE_MIN: u64 = 3;
+/// See [`PATIENCE_MIN`].
+const PATIENCE_MAX: u64 = 64;
+
+/// Without later datagrams, a missing chunk is waited for so long.
+const WAIT_MAX: Duration = Duration::from_millis(10);
+
+/// Datagrams for which it is remembered that a frame is done with: more than a queue of the network reorders.
+const MEMORY: u64 = 4096;
 
 /// Buffers that are kept for the next frame.
 const SPARES_MAX: usize = 2;
@@ -22,8 +34,10 @@ const SPARES_MAX: usize = 2;
 /// What became of a datagram's chunks, besides the frames that came out.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct Losses {
-    /// Frames that will never be complete.
+    /// Frames that lack a part.
     pub incomplete: u64,
+    /// How many of them were delivered as far as they came.
+    pub repaired: u64,
     /// Datagrams with bytes that are no chunk.
     pub malformed: u64,
 }
@@ -31,20 +45,43 @@ pub struct Losses {
 /// Incomplete frames of one link.
 #[derive(Debug)]
 pub struct Reassembler {
-    slots: Vec<Option<Partial>>,
+    slots: Vec<Slot>,
+    /// The slots with an incomplete frame, in the order of their frames.
+    open: VecDeque<usize>,
     bytes: usize,
     spares: Vec<Vec<u8>>,
+    segmenter: Segmenter,
+    /// How many came.
+    datagrams: u64,
+    patience: u64,
     losses: Losses,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    partial: Option<Partial>,
+    done: Option<Done>,
 }
 
 /// One incomplete frame.
 #[derive(Debug)]
 struct Partial {
     id: u16,
+    /// When the last chunk came.
     since: Instant,
+    /// With which datagram it came.
+    datagram: u64,
     packet: Vec<u8>,
     /// What is here: sorted, disjoint, not touching.
     ranges: Vec<(usize, usize)>,
+}
+
+/// The last frame of a slot. What still comes of it is not the beginning of another one.
+#[derive(Debug)]
+struct Done {
+    id: u16,
+    datagram: u64,
+    is_complete: bool,
 }
 
 /// What a chunk did to its frame.
@@ -57,23 +94,35 @@ enum Step {
 
 impl Default for Reassembler {
     fn default() -> Self {
-        Self { slots: (0..SLOTS).map(|_| None).collect(), bytes: 0, spares: Vec::new(), losses: Losses::default() }
+        Self {
+            slots: (0..SLOTS).map(|_| Slot::default()).collect(),
+            open: VecDeque::new(),
+            bytes: 0,
+            spares: Vec::new(),
+            segmenter: Segmenter::default(),
+            datagrams: 0,
+            patience: PATIENCE_MIN,
+            losses: Losses::default(),
+        }
     }
 }
 
 impl Reassembler {
-    /// Takes one datagram and hands every packet that it completes to `out`. HOT PATH.
+    /// Takes one datagram and hands every packet that it completes to `out`, and what is left of those that can't
+    /// become complete any more. HOT PATH.
     pub fn feed(&mut self, now: Instant, mut datagram: &[u8], mut out: impl FnMut(&[u8])) {
+        self.datagrams += 1;
         while let Some((header, rest)) = datagram.split_first_chunk::<CHUNK_HEADER_BYTES>() {
             let header = ChunkHeader::decode(*header);
             if header.total == 0 {
-                return;
+                break;
             }
-            if header.total > PACKET_BYTES_MAX || header.offset >= header.total || rest.is_empty() {
+            let bytes = if header.short > 0 { header.short } else { rest.len() };
+            let bytes = bytes.min(header.total.saturating_sub(header.offset));
+            let Some((payload, rest)) = rest.split_at_checked(bytes).filter(|_| is_sound(&header, bytes)) else {
                 self.losses.malformed += 1;
-                return;
-            }
-            let (payload, rest) = rest.split_at(rest.len().min(header.total - header.offset));
+                break;
+            };
             datagram = rest;
             if payload.len() == header.total {
                 out(payload);
@@ -81,15 +130,27 @@ impl Reassembler {
             }
             self.store(now, header, payload, &mut out);
         }
+        self.settle(now, out);
     }
 
-    /// Gives up frames that wait for too long.
-    pub fn expire(&mut self, now: Instant) {
-        for slot in 0..SLOTS {
-            if self.slots[slot].as_ref().is_some_and(|partial| now.since(partial.since) > INCOMPLETE_AGE_MAX) {
-                self.lose(slot);
+    /// Gives up frames of which nothing more will come, because later datagrams have, or for too long nothing has. Of
+    /// a super-frame the segments that are here are handed to `out`.
+    pub fn settle(&mut self, now: Instant, mut out: impl FnMut(&[u8])) {
+        while let Some(&slot) = self.open.front() {
+            let is_overdue = self.slots[slot].partial.as_ref().is_none_or(|partial| {
+                self.datagrams - partial.datagram > self.patience || now.since(partial.since) >= WAIT_MAX
+            });
+            if !is_overdue {
+                return;
             }
+            self.give_up(slot, &mut out);
         }
+    }
+
+    /// When [`Reassembler::settle`] has something to do though no datagram comes.
+    pub fn deadline(&self) -> Option<Instant> {
+        let oldest = self.slots[*self.open.front()?].partial.as_ref()?;
+        Some(oldest.since + WAIT_MAX)
     }
 
     /// What was lost since the last call.
@@ -100,19 +161,27 @@ impl Reassembler {
     /// Adds one chunk to its frame.
     fn store(&mut self, now: Instant, header: ChunkHeader, payload: &[u8], out: &mut impl FnMut(&[u8])) {
         let slot = usize::from(header.id) % SLOTS;
+        if self.is_late(slot, &header) {
+            return;
+        }
         let fits = |partial: &Partial| partial.id == header.id && partial.packet.len() == header.total;
-        if self.slots[slot].as_ref().is_some_and(|partial| !fits(partial)) {
-            self.lose(slot);
+        if self.slots[slot].partial.as_ref().is_some_and(|partial| !fits(partial)) {
+            self.give_up(slot, out);
         }
-        if self.slots[slot].is_none() {
-            self.open(now, slot, header);
+        if self.slots[slot].partial.is_none() {
+            self.begin(now, slot, header, out);
         }
-        let Some(partial) = &mut self.slots[slot] else { return };
+        let datagram = self.datagrams;
+        let Some(partial) = &mut self.slots[slot].partial else { return };
+        (partial.since, partial.datagram) = (now, datagram);
         match partial.put(header.offset, payload) {
             Step::Incomplete => {}
-            Step::Contradiction => self.lose(slot),
+            Step::Contradiction => {
+                self.losses.incomplete += 1;
+                self.close(slot, false);
+            }
             Step::Complete => {
-                if let Some(partial) = self.close(slot) {
+                if let Some(partial) = self.close(slot, true) {
                     out(&partial.packet);
                     self.spare(partial.packet);
                 }
@@ -120,30 +189,53 @@ impl Reassembler {
         }
     }
 
-    fn open(&mut self, now: Instant, slot: usize, header: ChunkHeader) {
+    /// Whether the chunk belongs to a frame that is done with.
+    fn is_late(&mut self, slot: usize, header: &ChunkHeader) -> bool {
+        let Some(done) = &self.slots[slot].done else { return false };
+        if done.id != header.id || self.datagrams - done.datagram > MEMORY {
+            return false;
+        }
+        if !done.is_complete && self.datagrams > done.datagram {
+            self.patience = (self.patience * 2).min(PATIENCE_MAX);
+        }
+        true
+    }
+
+    fn begin(&mut self, now: Instant, slot: usize, header: ChunkHeader, out: &mut impl FnMut(&[u8])) {
         while self.bytes + header.total > INCOMPLETE_BYTES_MAX {
-            let oldest = (0..SLOTS)
-                .filter_map(|slot| self.slots[slot].as_ref().map(|partial| (partial.since, slot)))
-                .min()
-                .map(|(_, slot)| slot);
-            let Some(oldest) = oldest else { break };
-            self.lose(oldest);
+            let Some(&oldest) = self.open.front() else { break };
+            self.give_up(oldest, out);
         }
         let mut packet = self.spares.pop().unwrap_or_default();
         packet.resize(header.total, 0);
         self.bytes += header.total;
-        self.slots[slot] = Some(Partial { id: header.id, since: now, packet, ranges: Vec::new() });
+        let partial = Partial { id: header.id, since: now, datagram: self.datagrams, packet, ranges: Vec::new() };
+        self.slots[slot] = Slot { partial: Some(partial), done: None };
+        self.open.push_back(slot);
     }
 
-    fn lose(&mut self, slot: usize) {
-        if let Some(partial) = self.close(slot) {
-            self.losses.incomplete += 1;
-            self.spare(partial.packet);
+    /// Delivers what is here of a frame that will not be complete.
+    fn give_up(&mut self, slot: usize, out: &mut impl FnMut(&[u8])) {
+        let Some(mut partial) = self.close(slot, false) else { return };
+        self.losses.incomplete += 1;
+        let has_head = partial.ranges.first().is_some_and(|(begin, end)| *begin == 0 && *end >= HEADER_BYTES);
+        // Offsets behind the frame header, which every piece gets.
+        for (begin, end) in &mut partial.ranges {
+            (*begin, *end) = (begin.saturating_sub(HEADER_BYTES), end.saturating_sub(HEADER_BYTES));
         }
+        if has_head
+            && let Some((head, packet)) = partial.packet.split_at_checked(HEADER_BYTES)
+            && self.segmenter.salvage(head, packet, &partial.ranges, out)
+        {
+            self.losses.repaired += 1;
+        }
+        self.spare(partial.packet);
     }
 
-    fn close(&mut self, slot: usize) -> Option<Partial> {
-        let partial = self.slots[slot].take()?;
+    fn close(&mut self, slot: usize, is_complete: bool) -> Option<Partial> {
+        let partial = self.slots[slot].partial.take()?;
+        self.slots[slot].done = Some(Done { id: partial.id, datagram: self.datagrams, is_complete });
+        self.open.retain(|open| *open != slot);
         self.bytes -= partial.packet.len();
         Some(partial)
     }
@@ -153,6 +245,11 @@ impl Reassembler {
             self.spares.push(buffer);
         }
     }
+}
+
+/// Whether a chunk with this header and so many bytes can belong to a packet.
+fn is_sound(header: &ChunkHeader, bytes: usize) -> bool {
+    header.total <= PACKET_BYTES_MAX && header.offset < header.total && bytes > 0
 }
 
 impl Partial {

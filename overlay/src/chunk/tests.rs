@@ -12,7 +12,7 @@ fn pack(size: usize, packets: &[Vec<u8>]) -> Vec<Bytes> {
     let mut datagrams = Vec::new();
     for packet in packets {
         let (head, body) = packet.split_at(packet.len().min(18));
-        packer.push(size, head, body, &mut |datagram| datagrams.push(datagram));
+        packer.push(size, 0, head, body, &mut |datagram| datagrams.push(datagram));
     }
     packer.flush(&mut |datagram| datagrams.push(datagram));
     datagrams
@@ -85,9 +85,10 @@ proptest! {
         let frame: Vec<u8> = (0..TOTAL as u8).collect();
         let mut reassembler = Reassembler::default();
         let mut have = [false; TOTAL];
+        let mut id = 7;
         for (offset, len) in chunks {
             let end = (offset + len).min(TOTAL);
-            let mut datagram = ChunkHeader { id: 7, offset, total: TOTAL }.encode().to_vec();
+            let mut datagram = ChunkHeader { id, offset, total: TOTAL, short: 0 }.encode().to_vec();
             datagram.extend(&frame[offset..end]);
             let mut out = Vec::new();
             reassembler.feed(Instant(0), &datagram, |packet| out.push(packet.to_vec()));
@@ -104,10 +105,10 @@ proptest! {
             if overlap > 0 {
                 prop_assert!(out.is_empty());
                 prop_assert_eq!(reassembler.take_losses().incomplete, 1, "an overlap ends the frame");
-                have = [false; TOTAL];
+                (have, id) = ([false; TOTAL], id + 1);
             } else if have == [true; TOTAL] {
                 prop_assert_eq!(&out[..], std::slice::from_ref(&frame));
-                have = [false; TOTAL];
+                (have, id) = ([false; TOTAL], id + 1);
             } else {
                 prop_assert!(out.is_empty());
             }
@@ -116,21 +117,112 @@ proptest! {
 }
 
 #[test]
-fn lost_frames_are_counted_once_they_are_old() {
+fn lost_frames_are_counted_once_nothing_more_will_come() {
     let datagrams = pack(1200, &[vec![1; 5000]]);
     let (out, mut reassembler) = unpack(&datagrams[1..]);
     assert!(out.is_empty());
-    reassembler.expire(Instant(400_000));
+    let deadline = reassembler.deadline().unwrap();
+    reassembler.settle(Instant(deadline.0 - 1), |_| panic!("it may come yet"));
     assert_eq!(reassembler.take_losses().incomplete, 0);
-    reassembler.expire(Instant(600_000));
-    assert_eq!(reassembler.take_losses().incomplete, 1);
+    reassembler.settle(deadline, |_| panic!("of a plain frame there are no parts"));
+    assert_eq!(reassembler.take_losses(), Losses { incomplete: 1, repaired: 0, malformed: 0 });
+    assert_eq!(reassembler.deadline(), None);
+}
+
+/// A TCP super-frame of `segments` times 1000 bytes behind a frame header and a virtio-net header.
+fn super_frame(segments: usize) -> Vec<u8> {
+    let mut packet = vec![1, 1, 4, 0, 0, 0, 0, 7];
+    packet.extend([1, 1, 54, 0, 0xe8, 3, 34, 0, 16, 0]);
+    packet.extend([2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0, 0x45, 0]);
+    packet.extend((40 + segments as u16 * 1000).to_be_bytes());
+    packet.extend([0, 9, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+    packet.extend([0, 80, 0, 81, 0, 0, 0, 0, 0, 0, 0, 1, 0x50, 0x10, 1, 0, 0, 0, 0, 0]);
+    packet.extend((0..segments * 1000).map(|at| (at / 1000) as u8));
+    packet
+}
+
+/// Sends a super-frame, loses the datagram `lost`, and returns which segments came out.
+fn survivors(guarded: usize, lost: usize) -> Vec<u8> {
+    const SEGMENTS: usize = 20;
+    let mut packer = Packer::default();
+    let mut datagrams = Vec::new();
+    let packet = super_frame(SEGMENTS);
+    packer.push(1400, guarded, &packet[..18], &packet[18..], &mut |datagram| datagrams.push(datagram));
+    // What follows tells that nothing more will come.
+    packer.push(1400, 0, &[9; 18], &[9; 6000], &mut |datagram| datagrams.push(datagram));
+    packer.flush(&mut |datagram| datagrams.push(datagram));
+    datagrams.remove(lost);
+    let (out, _) = unpack(&datagrams);
+    let mut segments = Vec::new();
+    for packet in out.iter().filter(|packet| packet[0] == 1) {
+        let payload = &packet[18 + 54..];
+        assert_eq!(payload.len() % 1000, 0);
+        let sequence = u32::from_be_bytes(packet[18 + 38..18 + 42].try_into().unwrap());
+        assert_eq!(sequence, u32::from(payload[0]) * 1000);
+        assert!(payload.iter().enumerate().all(|(at, byte)| usize::from(*byte) == usize::from(payload[0]) + at / 1000));
+        segments.extend((0..payload.len() / 1000).map(|segment| payload[segment * 1000]));
+    }
+    assert!(segments.is_sorted());
+    segments
+}
+
+#[test]
+fn a_lost_datagram_costs_the_segments_that_it_carried() {
+    for lost in 1..14 {
+        let segments = survivors(0, lost);
+        assert!(segments.len() >= 17, "datagram {lost}: {segments:?}");
+    }
+    assert_eq!(survivors(0, 0), [], "without headers there are no segments");
+    for lost in 0..14 {
+        let segments = survivors(72, lost);
+        assert!(segments.len() >= 17, "headers sent twice, datagram {lost}: {segments:?}");
+    }
+}
+
+#[test]
+fn headers_that_are_sent_twice_change_nothing_else() {
+    let mut packer = Packer::default();
+    let mut datagrams = Vec::new();
+    let packets = [super_frame(3), vec![5; 100], super_frame(10), vec![6; 4000]];
+    for packet in &packets {
+        packer.push(1400, 72, &packet[..18], &packet[18..], &mut |datagram| datagrams.push(datagram));
+    }
+    packer.flush(&mut |datagram| datagrams.push(datagram));
+    let (out, mut reassembler) = unpack(&datagrams);
+    assert_eq!(out, packets);
+    assert_eq!(reassembler.take_losses(), Losses::default());
+    assert_eq!(reassembler.deadline(), None);
+}
+
+#[test]
+fn a_path_that_reorders_is_given_more_time() {
+    let mut reassembler = Reassembler::default();
+    let mut packer = Packer::default();
+    let mut complete = 0;
+    for _ in 0..50 {
+        let mut datagrams = Vec::new();
+        packer.push(1000, 0, &[7; 18], &[7; 20_000], &mut |datagram| datagrams.push(datagram));
+        packer.flush(&mut |datagram| datagrams.push(datagram));
+        // The third one comes eight later, behind the frame's end or not.
+        let late = datagrams.remove(12);
+        datagrams.push(late);
+        let mut next = Vec::new();
+        packer.push(1000, 0, &[8; 18], &[8; 10_000], &mut |datagram| next.push(datagram));
+        packer.flush(&mut |datagram| next.push(datagram));
+        let late = datagrams.pop().unwrap();
+        next.insert(8, late);
+        for datagram in datagrams.iter().chain(&next) {
+            reassembler.feed(Instant(0), datagram, |packet| complete += u32::from(packet.len() == 20_018));
+        }
+    }
+    assert!(complete >= 45, "{complete}");
 }
 
 #[test]
 fn incomplete_frames_pin_bounded_memory() {
     let mut reassembler = Reassembler::default();
     for id in 0..1000 {
-        let mut datagram = ChunkHeader { id, offset: 0, total: PACKET_BYTES_MAX }.encode().to_vec();
+        let mut datagram = ChunkHeader { id, offset: 0, total: PACKET_BYTES_MAX, short: 0 }.encode().to_vec();
         datagram.extend([0; 100]);
         reassembler.feed(Instant(u64::from(id)), &datagram, |_| panic!("incomplete"));
     }
@@ -140,10 +232,10 @@ fn incomplete_frames_pin_bounded_memory() {
 #[test]
 fn contradicting_headers_are_malformed() {
     for (offset, total) in [(5, 5), (9, 5), (0, PACKET_BYTES_MAX + 1)] {
-        let mut datagram = ChunkHeader { id: 0, offset, total }.encode().to_vec();
+        let mut datagram = ChunkHeader { id: 0, offset, total, short: 0 }.encode().to_vec();
         datagram.extend([0; 100]);
         let (out, mut reassembler) = unpack([&Bytes::from(datagram)]);
         assert!(out.is_empty());
-        assert_eq!(reassembler.take_losses(), Losses { incomplete: 0, malformed: 1 });
+        assert_eq!(reassembler.take_losses(), Losses { incomplete: 0, repaired: 0, malformed: 1 });
     }
 }

@@ -42,16 +42,24 @@ pub(super) struct Layout {
 impl Layout {
     /// The layout of a whole `frame`.
     pub(super) fn of(frame: &[u8]) -> Result<Self, PacketError> {
-        let view = EthernetView::new_checked(frame)?;
+        Self::of_headers(frame, frame.len())
+    }
+
+    /// The layout of a frame of `frame_bytes` that begins with `head`, which must reach up to the payload.
+    pub(super) fn of_headers(head: &[u8], frame_bytes: usize) -> Result<Self, PacketError> {
+        let view = EthernetView::new_checked(head)?;
         let network = view.payload_offset();
-        let packet = &frame[network..];
+        let packet = &head[network..];
         let (is_v6, protocol, header, end) = match view.ethertype() {
             EtherType::IPV4 => ipv4(packet)?,
             EtherType::IPV6 => ipv6(packet)?,
             _ => return Err(PacketError::OtherKind),
         };
         let (header, end) = (network + header, network + end);
-        let segment = frame.get(header..end).ok_or(PacketError::Truncated)?;
+        if end > frame_bytes || end < header {
+            return Err(PacketError::Truncated);
+        }
+        let segment = head.get(header..end.min(head.len())).ok_or(PacketError::Truncated)?;
         let (transport, header_bytes) = match protocol {
             Protocol::TCP => (Transport::Tcp, usize::from(*segment.get(12).ok_or(PacketError::Truncated)? >> 4) * 4),
             Protocol::UDP => (Transport::Udp, UDP_HEADER_BYTES),

@@ -2,6 +2,7 @@
 
 use super::layout::{Layout, Transport};
 use super::vnet_hdr::{BadOffload, Gso, VnetHdr};
+use crate::wire::frame::VNET_BYTES;
 use crate::wire::ip::{Checksum, IPV6_HEADER_BYTES, Protocol};
 
 /// TCP flags by their place in the header.
@@ -16,6 +17,73 @@ pub struct Segmenter {
 }
 
 impl Segmenter {
+    /// Hands the segments that lie within `ranges` of `packet`, a super-frame with its virtio-net header of which the
+    /// rest is missing, to `out`: one super-frame for each range. False if there are none; of a plain frame there never
+    /// are. The headers must be here. `head` is put in front of each.
+    pub fn salvage(
+        &mut self,
+        head: &[u8],
+        packet: &[u8],
+        ranges: &[(usize, usize)],
+        out: &mut impl FnMut(&[u8]),
+    ) -> bool {
+        self.try_salvage(head, packet, ranges, out).unwrap_or(false)
+    }
+
+    fn try_salvage(
+        &mut self,
+        head: &[u8],
+        packet: &[u8],
+        ranges: &[(usize, usize)],
+        out: &mut impl FnMut(&[u8]),
+    ) -> Option<bool> {
+        let (vnet, frame) = packet.split_first_chunk::<VNET_BYTES>()?;
+        let (first, headers_end) = ranges.first().map(|(begin, end)| (*begin, end.saturating_sub(VNET_BYTES)))?;
+        // Nothing may be read that is not here: not even a length.
+        let vnet = VnetHdr::decode(vnet).ok().filter(|vnet| first == 0 && vnet.gso != Gso::None)?;
+        let headers = frame.get(..headers_end.min(frame.len()))?;
+        let layout = Layout::of_headers(headers, frame.len()).ok()?;
+        let vnet = vnet.rebuild_within(&layout, frame.len()).ok().filter(|vnet| vnet.gso != Gso::None)?;
+        let size = usize::from(vnet.gso_size);
+        let mut found = false;
+        for &(begin, end) in ranges {
+            let begin = begin.saturating_sub(VNET_BYTES + layout.payload);
+            let end = end.saturating_sub(VNET_BYTES + layout.payload);
+            let is_last = end + layout.payload == layout.end;
+            let (from, to) = (begin.next_multiple_of(size), if is_last { end } else { end - end % size });
+            if from >= to {
+                continue;
+            }
+            found = true;
+            self.frame.clear();
+            self.frame.extend_from_slice(head);
+            let place = Place { index: from / size, offset: from, is_last };
+            self.append_piece(&vnet, &layout, frame, (from, to), place);
+            out(&self.frame);
+        }
+        Some(found)
+    }
+
+    /// Appends a super-frame of the payload `from..to`, or a plain frame if that is one segment.
+    fn append_piece(&mut self, vnet: &VnetHdr, layout: &Layout, frame: &[u8], range: (usize, usize), place: Place) {
+        let is_one = range.1 - range.0 <= usize::from(vnet.gso_size);
+        let ecn = vnet.ecn && place.index == 0;
+        let vnet = if is_one {
+            VnetHdr { gso: Gso::None, gso_size: 0, ecn: false, hdr_len: 0, ..*vnet }
+        } else {
+            VnetHdr { ecn, ..*vnet }
+        };
+        self.frame.extend_from_slice(&vnet.encode());
+        let begin = self.frame.len();
+        self.frame.extend_from_slice(&frame[..layout.payload]);
+        self.frame.extend_from_slice(&frame[layout.payload + range.0..layout.payload + range.1]);
+        let piece = &mut self.frame[begin..];
+        set_headers(layout, place, piece);
+        let (network, transport) = piece[layout.network..].split_at_mut(layout.header - layout.network);
+        let partial = !pseudo_header(layout, network, transport.len()).finish();
+        put_u16(transport, layout.checksum_offset(), partial.into());
+    }
+
     /// Hands every frame that `frame` with the rebuilt header `header` stands for to `out`, checksums complete.
     pub fn finish(&mut self, header: &VnetHdr, frame: &[u8], mut out: impl FnMut(&[u8])) -> Result<(), BadOffload> {
         if header.gso != Gso::None {
@@ -49,7 +117,7 @@ impl Segmenter {
     }
 }
 
-/// Which segment of a super-frame.
+/// Which segment of a super-frame, or the first of several in a row.
 struct Place {
     index: usize,
     /// Its payload's offset in the super-frame's payload.
@@ -60,6 +128,15 @@ struct Place {
 /// Writes lengths, identification, sequence number, flags and checksums of one segment that has the super-frame's
 /// headers.
 fn finish_segment(layout: &Layout, place: Place, segment: &mut [u8]) {
+    set_headers(layout, place, segment);
+    let (network, transport) = segment[layout.network..].split_at_mut(layout.header - layout.network);
+    put_u16(transport, layout.checksum_offset(), 0);
+    let checksum = never_zero(pseudo_header(layout, network, transport.len()).with(transport).finish());
+    put_u16(transport, layout.checksum_offset(), checksum.into());
+}
+
+/// Writes all that a place in the super-frame determines, but for the transport checksum.
+fn set_headers(layout: &Layout, place: Place, segment: &mut [u8]) {
     let bytes = segment.len();
     let (network, transport) = segment[layout.network..].split_at_mut(layout.header - layout.network);
     if layout.is_v6 {
@@ -86,9 +163,6 @@ fn finish_segment(layout: &Layout, place: Place, segment: &mut [u8]) {
         }
         Transport::Udp => put_u16(transport, 4, bytes - layout.header),
     }
-    put_u16(transport, layout.checksum_offset(), 0);
-    let checksum = never_zero(pseudo_header(layout, network, transport.len()).with(transport).finish());
-    put_u16(transport, layout.checksum_offset(), checksum.into());
 }
 
 /// Addresses, protocol and length, as the transport checksum counts them.

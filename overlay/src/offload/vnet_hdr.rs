@@ -104,6 +104,14 @@ impl VnetHdr {
             return Ok(Self::PLAIN);
         }
         let layout = Layout::of(frame).map_err(|_| BadOffload)?;
+        let header = self.rebuild_within(&layout, frame.len())?;
+        // The kernel sums up to the end of the frame: padding must not count.
+        let is_padded = header.gso == Gso::None && frame[layout.end..].iter().any(|byte| *byte != 0);
+        if is_padded { Err(BadOffload) } else { Ok(header) }
+    }
+
+    /// As [`VnetHdr::rebuild`] for a frame of `frame_bytes` with this layout.
+    pub(super) fn rebuild_within(self, layout: &Layout, frame_bytes: usize) -> Result<Self, BadOffload> {
         let same_place =
             usize::from(self.csum_start) == layout.header && usize::from(self.csum_offset) == layout.checksum_offset();
         // A super-frame without a partial checksum does not exist: its segments' checksums differ.
@@ -113,10 +121,9 @@ impl VnetHdr {
         let checksum =
             Self { needs_csum: true, csum_start: self.csum_start, csum_offset: self.csum_offset, ..Self::PLAIN };
         if self.gso == Gso::None {
-            // The kernel sums up to the end of the frame: padding must not count.
-            return if frame[layout.end..].iter().all(|byte| *byte == 0) { Ok(checksum) } else { Err(BadOffload) };
+            return Ok(checksum);
         }
-        self.check_segments(&layout, frame.len())?;
+        self.check_segments(layout, frame_bytes)?;
         if layout.end - layout.payload <= usize::from(self.gso_size) {
             return Ok(checksum);
         }
@@ -136,6 +143,11 @@ impl VnetHdr {
             }
             other => other,
         }
+    }
+
+    /// Bytes in front of the payload, of a header that was rebuilt for a super-frame.
+    pub fn header_bytes(&self) -> usize {
+        self.hdr_len.into()
     }
 
     /// Bytes of the largest IP packet that the frame becomes on a wire.

@@ -52,6 +52,8 @@ impl Links {
                 connection.quic.handle_timeout(tick.at);
                 connection.deadline = connection.quic.poll_timeout();
             }
+            // It is planned anew when the connection is looked after.
+            connection.repair_at = connection.repair_at.filter(|at| *at > tick.at);
             match connection.phase {
                 Phase::Held { until } if until <= tick.at => self.welcome(tick, slot),
                 Phase::Up | Phase::Closed => {}
@@ -207,7 +209,7 @@ impl Connection {
             Phase::Handshake | Phase::Hello | Phase::Welcomed => Some(self.setup_until),
             Phase::Up | Phase::Closed => None,
         };
-        [self.deadline, own].into_iter().flatten().min()
+        [self.deadline, self.repair_at, own].into_iter().flatten().min()
     }
 }
 
