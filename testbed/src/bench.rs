@@ -6,6 +6,7 @@ use serde::Serialize;
 use crate::bench::idle::Idle;
 use crate::bench::join::Join;
 use crate::bench::tunnels::Tunnels;
+use crate::bench::wan::Wan;
 use crate::console;
 use crate::interrupt;
 use crate::lab::Settings;
@@ -19,6 +20,7 @@ mod page;
 mod peers;
 pub(crate) mod profile;
 mod tunnels;
+mod wan;
 
 /// What to measure, and how long.
 #[derive(Debug, Clone, clap::Args)]
@@ -48,6 +50,8 @@ enum Part {
     Idle,
     /// Throughput and round trips beside other tunnels
     Tunnels,
+    /// TCP over long, lossy and narrow paths, with and without the tunnel
+    Wan,
 }
 
 #[derive(Debug, Serialize)]
@@ -61,6 +65,8 @@ struct Report {
     idle: Option<Idle>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tunnels: Option<Tunnels>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wan: Option<Wan>,
     /// Parts that failed, with the reason.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     failed: Vec<String>,
@@ -74,7 +80,7 @@ pub(crate) fn run(settings: &Settings, options: &Options) -> Result<()> {
         "Machine: {} x {}, Linux {}, load {}",
         machine.cpus, machine.processor, machine.kernel, machine.load
     ));
-    for part in [Part::Join, Part::Move, Part::Idle, Part::Tunnels] {
+    for part in [Part::Join, Part::Move, Part::Idle, Part::Tunnels, Part::Wan] {
         if !options.parts.is_empty() && !options.parts.contains(&part) {
             continue;
         }
@@ -94,7 +100,15 @@ pub(crate) fn run(settings: &Settings, options: &Options) -> Result<()> {
 
 impl Report {
     fn new() -> Self {
-        Self { machine: Machine::look(), join: None, moves: Vec::new(), idle: None, tunnels: None, failed: Vec::new() }
+        Self {
+            machine: Machine::look(),
+            join: None,
+            moves: Vec::new(),
+            idle: None,
+            tunnels: None,
+            wan: None,
+            failed: Vec::new(),
+        }
     }
 
     fn measure(&mut self, part: Part, settings: &Settings, options: &Options) -> Result<()> {
@@ -103,6 +117,7 @@ impl Report {
             Part::Move => self.moves = moves::measure(settings, options.rounds)?,
             Part::Idle => self.idle = Some(idle::measure(settings)?),
             Part::Tunnels => self.tunnels = Some(tunnels::measure(settings, options)?),
+            Part::Wan => self.wan = Some(wan::measure(settings, options)?),
         }
         Ok(())
     }

@@ -40,6 +40,11 @@ struct Round {
     small_packets_per_s: f64,
     ping_p50_us: f64,
     ping_p99_us: f64,
+    /// Echoes beside one TCP stream, and beside four.
+    ping_beside_1_p50_us: f64,
+    ping_beside_1_p99_us: f64,
+    ping_beside_4_p50_us: f64,
+    ping_beside_4_p99_us: f64,
     /// Of both daemons, for each 10^9 bytes of the TCP transfers; zero where the kernel does the work.
     daemon_cpu_s_per_gb: f64,
     /// Of the whole machine, the guests' own work included.
@@ -80,8 +85,12 @@ fn measure_round(tunnel: &Tunnel, seconds: u64) -> Result<Round> {
     let times = latency::measure(left, right.ipv4()?, PINGS)?;
     let daemons_before = tunnel.cpu_seconds()?;
     let machine_before = process::machine_cpu_seconds()?;
-    let one = iperf::run(left, right, &format!("-t {seconds}"))?;
-    let four = iperf::run(left, right, &format!("-t {seconds} -P 4"))?;
+    let beside = |streams: usize| {
+        let load = || iperf::run(left, right, &format!("-t {seconds} -P {streams}"));
+        latency::beside(left.namespace(), right.ipv4()?, Duration::from_secs(seconds), load)
+    };
+    let (beside_one, one) = beside(1)?;
+    let (beside_four, four) = beside(4)?;
     let gigabytes = (one.bytes + four.bytes) as f64 / 1e9;
     let daemons = tunnel.cpu_seconds()? - daemons_before;
     let machine = process::machine_cpu_seconds()? - machine_before;
@@ -92,6 +101,10 @@ fn measure_round(tunnel: &Tunnel, seconds: u64) -> Result<Round> {
         small_packets_per_s: flood.received_per_second,
         ping_p50_us: times.p50_us,
         ping_p99_us: times.p99_us,
+        ping_beside_1_p50_us: beside_one.p50_us,
+        ping_beside_1_p99_us: beside_one.p99_us,
+        ping_beside_4_p50_us: beside_four.p50_us,
+        ping_beside_4_p99_us: beside_four.p99_us,
         daemon_cpu_s_per_gb: daemons / gigabytes,
         machine_cpu_s_per_gb: machine / gigabytes,
     })
@@ -106,6 +119,10 @@ impl From<(Tunnel, Vec<Round>)> for Measured {
             small_packets_per_s: middle(|round| round.small_packets_per_s),
             ping_p50_us: middle(|round| round.ping_p50_us),
             ping_p99_us: middle(|round| round.ping_p99_us),
+            ping_beside_1_p50_us: middle(|round| round.ping_beside_1_p50_us),
+            ping_beside_1_p99_us: middle(|round| round.ping_beside_1_p99_us),
+            ping_beside_4_p50_us: middle(|round| round.ping_beside_4_p50_us),
+            ping_beside_4_p99_us: middle(|round| round.ping_beside_4_p99_us),
             daemon_cpu_s_per_gb: middle(|round| round.daemon_cpu_s_per_gb),
             machine_cpu_s_per_gb: middle(|round| round.machine_cpu_s_per_gb),
         };
@@ -116,8 +133,18 @@ impl From<(Tunnel, Vec<Round>)> for Measured {
 impl Tunnels {
     fn print(&self) {
         console::line("\nBetween two guests on two hosts of this machine (medians):");
-        let header =
-            ["tunnel", "MTU", "TCP x1", "TCP x4", "64 B packets", "ping p50", "ping p99", "daemons", "machine"];
+        let header = [
+            "tunnel",
+            "MTU",
+            "TCP x1",
+            "TCP x4",
+            "64 B packets",
+            "ping p50, p99",
+            "beside TCP x1",
+            "beside TCP x4",
+            "daemons",
+            "machine",
+        ];
         let mut rows = vec![header.map(str::to_owned).to_vec()];
         rows.extend(self.measured.iter().map(Measured::row));
         console::table(&rows);
@@ -136,8 +163,9 @@ impl Measured {
             format!("{:.2} Gbit/s", figures.tcp_1_gbit_s),
             format!("{:.2} Gbit/s", figures.tcp_4_gbit_s),
             format!("{:.0} /s", figures.small_packets_per_s),
-            format!("{:.0} us", figures.ping_p50_us),
-            format!("{:.0} us", figures.ping_p99_us),
+            format!("{:.0}, {:.0} us", figures.ping_p50_us, figures.ping_p99_us),
+            format!("{:.1}, {:.1} ms", figures.ping_beside_1_p50_us / 1e3, figures.ping_beside_1_p99_us / 1e3),
+            format!("{:.1}, {:.1} ms", figures.ping_beside_4_p50_us / 1e3, figures.ping_beside_4_p99_us / 1e3),
             format!("{:.2} CPU s/GB", figures.daemon_cpu_s_per_gb),
             format!("{:.2} CPU s/GB", figures.machine_cpu_s_per_gb),
         ]

@@ -1,5 +1,6 @@
 //! `iperf3` between two guests.
 
+use std::net::IpAddr;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use serde_json::Value;
 
 use crate::command;
 use crate::guest::Guest;
+use crate::netns::Namespace;
 use crate::wait;
 
 #[derive(Debug, Clone, Copy)]
@@ -18,9 +20,14 @@ pub(crate) struct Figures {
 
 /// Runs a client on `client` with `options` against a server on `server`; what the receiving side got.
 pub(crate) fn run(client: &Guest, server: &Guest, options: &str) -> Result<Figures> {
+    between(client.namespace(), server.namespace(), server.ipv4()?, options)
+}
+
+/// The same between two namespaces, of which `server` has the address `ip`.
+pub(crate) fn between(client: &Namespace, server: &Namespace, ip: IpAddr, options: &str) -> Result<Figures> {
     let _server = Server::start(server)?;
-    let mut command = client.namespace().command("iperf3");
-    command.args(["-J", "-c", &server.ipv4()?.to_string()]).args(options.split_whitespace());
+    let mut command = client.command("iperf3");
+    command.args(["-J", "-c", &ip.to_string()]).args(options.split_whitespace());
     let output = command::run(&mut command)?;
     let report: Value = serde_json::from_str(&output).context("iperf3 gave no JSON")?;
     let received = &report["end"]["sum_received"];
@@ -32,11 +39,11 @@ pub(crate) fn run(client: &Guest, server: &Guest, options: &str) -> Result<Figur
 struct Server(Child);
 
 impl Server {
-    fn start(guest: &Guest) -> Result<Self> {
-        let mut command = guest.namespace().command("iperf3");
+    fn start(namespace: &Namespace) -> Result<Self> {
+        let mut command = namespace.command("iperf3");
         let server = Self(command::spawn(command.arg("-s").stdout(Stdio::null()).stderr(Stdio::null()))?);
         wait::until_true("iperf3 to listen", Duration::from_secs(5), || {
-            let mut list = guest.namespace().command("ss");
+            let mut list = namespace.command("ss");
             let sockets = command::run(list.args(["-Hltn", "sport", "=", ":5201"]))?;
             Ok((!sockets.trim().is_empty(), "no listening socket".to_owned()))
         })?;

@@ -1,11 +1,14 @@
 //! Round trip times by `ping`, and what to say about many of them.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use serde::Serialize;
 
+use crate::command;
 use crate::guest::Guest;
+use crate::netns::Namespace;
 
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct RoundTrips {
@@ -18,6 +21,28 @@ pub(crate) fn measure(from: &Guest, to: IpAddr, count: u32) -> Result<RoundTrips
     let mut times = parse(&output);
     ensure!(times.len() * 2 > count as usize, "Only {} of {count} echoes came back", times.len());
     Ok(RoundTrips { p50_us: percentile(&mut times, 50), p99_us: percentile(&mut times, 99) })
+}
+
+/// Round trips while `load` runs for `time`, and what the load returns.
+pub(crate) fn beside<T: Send>(
+    from: &Namespace,
+    to: IpAddr,
+    time: Duration,
+    load: impl FnOnce() -> Result<T> + Send,
+) -> Result<(RoundTrips, T)> {
+    // At shorter intervals ping polls, and takes the processor from what is measured.
+    let count = (time.as_millis() / 10).max(10);
+    std::thread::scope(|scope| {
+        let load = scope.spawn(load);
+        let mut ping = from.command("ping");
+        ping.args(["-n", "-c", &count.to_string(), "-i", "0.01", "-W", "1", &to.to_string()]);
+        // It says by its exit code that an echo was lost, which is what lossy paths do.
+        let output = command::output(&mut ping)?.stdout;
+        let result = load.join().map_err(|_| anyhow!("The load beside the echoes panicked"))??;
+        let mut times = parse(&String::from_utf8_lossy(&output));
+        ensure!(!times.is_empty(), "No echo of {count} came back");
+        Ok((RoundTrips { p50_us: percentile(&mut times, 50), p99_us: percentile(&mut times, 99) }, result))
+    })
 }
 
 /// The `p`-th percentile (nearest rank) of at least one value.
