@@ -1,6 +1,7 @@
 //! The command line. `agent` starts the daemon; every other verb asks a running one through its socket.
 
 mod agent;
+mod cdrom;
 mod display;
 mod format;
 mod host;

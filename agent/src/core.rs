@@ -6,6 +6,7 @@
 mod addresses;
 mod admission;
 mod backend;
+mod cdrom_verbs;
 mod facts_row;
 mod image_source;
 mod images;

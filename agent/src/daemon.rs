@@ -10,6 +10,7 @@ use crate::core::ports::Sockets;
 use crate::core::vm_clone::{VM_DISK, serve_disks};
 use crate::core::vm_names::{Names, VM_NAME, serve_names};
 use crate::core::{Agent, Core, Credentials, ImageSource, Parts};
+use crate::disc::{DISC, Discs, Shelf};
 use crate::engine::{self, ControlPort, EngineConfig, EngineHandle, Socket, control_endpoint_config};
 use crate::entropy;
 use crate::events::{EventKind, EventLog};
@@ -33,6 +34,7 @@ use std::sync::Arc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
+use virtuoso_overlay::ids::HostId;
 use virtuoso_overlay::membership::{Certificate, Roles, Ticket};
 use virtuoso_overlay::switch::Switch;
 
@@ -75,7 +77,7 @@ async fn serve(source: &Source, config: Config, log: &LogHandle) -> anyhow::Resu
     let (engine, engine_events) = start_engine(&udp, &control_port, &key, &gatekeeper)?;
     let swarm = start_swarm(&config, &state, &key, &credentials, known_peers, (&udp, control_port))?;
     let streams = swarm.streams();
-    tokio::spawn(image::provide(images.clone(), streams.serve(StreamKind::IMAGE)));
+    let discs = serve_files(&state, key.host_id(), &images, &streams)?;
     let netdev = Netdev::open()?;
     let facts = HostFacts::read(state.path()).await?;
     let parts = Parts {
@@ -101,12 +103,12 @@ async fn serve(source: &Source, config: Config, log: &LogHandle) -> anyhow::Resu
     let mut running = tokio::spawn(core.run(runner, stopped.clone()));
     let sockets = Sockets { core: handle.clone(), netdev: netdev.clone(), devices: devices.clone() };
     let image_source = image_source(&handle, &streams, &images, &events);
-    let vms = open_vms(&state, (sockets, streams.clone()), &image_source, clock, &facts).await?;
+    let vms = open_vms(&state, (sockets, streams.clone()), &image_source, clock, &discs, &facts).await?;
     let (core, kept, told, others) = (handle.clone(), images.clone(), events.clone(), streams.clone());
-    let agent = Agent { core, engine, netdev, images: kept, image_source, events: told, devices, vms, streams: others };
+    let agent = Agent { core, engine, netdev, images: kept, image_source, events: told, devices, vms, discs, streams };
     let (config_changes, current) = watch::channel(Arc::new(config));
     let api = Api { backend: Arc::new(agent), events: events.clone(), config: current };
-    let api = serve_api(socket, api, streams, stopped);
+    let api = serve_api(socket, api, others, stopped);
     if founded {
         print_ticket(&handle).await?;
     }
@@ -129,6 +131,19 @@ async fn serve(source: &Source, config: Config, log: &LogHandle) -> anyhow::Resu
     Ok(())
 }
 
+/// Serves other members what is here of images, and files of this host's users to drives of VMs.
+fn serve_files(
+    state: &Arc<StateDir>,
+    me: HostId,
+    images: &Arc<ImageStore>,
+    streams: &Streams,
+) -> anyhow::Result<Discs> {
+    tokio::spawn(image::provide(images.clone(), streams.serve(StreamKind::IMAGE)));
+    let discs = Discs { me, shelf: Shelf::open(state.clone())?, streams: streams.clone() };
+    tokio::spawn(discs.shelf.clone().serve(streams.serve(DISC)));
+    Ok(discs)
+}
+
 fn image_source(
     core: &crate::core::Handle,
     streams: &Streams,
@@ -144,13 +159,15 @@ async fn open_vms(
     (sockets, streams): (Sockets, Streams),
     images: &Arc<ImageSource>,
     clock: Clock,
+    discs: &Discs,
     facts: &HostFacts,
 ) -> anyhow::Result<Arc<Vms>> {
     let (state_dir, core, events) = (state.path().into(), sockets.core.clone(), images.events.clone());
     tokio::spawn(serve_names(core.clone(), streams.serve(VM_NAME)));
+    let discs = discs.clone();
     let inbound = streams.serve(VM_DISK);
     let names = Names { core: core.clone(), streams };
-    let parts = vm::Parts { state_dir, core, sockets, names, images: images.clone(), events, clock };
+    let parts = vm::Parts { state_dir, core, sockets, names, images: images.clone(), events, clock, discs };
     let vms = Vms::open(parts, facts).await?;
     tokio::spawn(serve_disks(vms.offers(), inbound));
     Ok(vms)

@@ -203,6 +203,28 @@ pub enum EventKind {
         vm: Text<VmId>,
         name: String,
     },
+    /// Something is in the CD-ROM drive of a VM of this host.
+    CdromInserted {
+        #[schema(value_type = String)]
+        vm: Text<VmId>,
+        name: String,
+        source: String,
+    },
+    /// The CD-ROM drive of a VM of this host was emptied.
+    CdromEjected {
+        #[schema(value_type = String)]
+        vm: Text<VmId>,
+        name: String,
+        source: String,
+    },
+    /// The host of what was in a drive went away, and the drive is empty.
+    CdromLost {
+        #[schema(value_type = String)]
+        vm: Text<VmId>,
+        name: String,
+        source: String,
+        reason: String,
+    },
     /// This host has a new image.
     ImageImported {
         name: String,

@@ -28,7 +28,7 @@ mod provide;
 mod pull;
 mod serve;
 mod sweep;
-mod talk;
+pub(crate) mod talk;
 mod verify;
 
 use crate::control::problem::{ApiError, ErrorCode};

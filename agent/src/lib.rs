@@ -6,6 +6,7 @@ pub mod config;
 pub mod control;
 pub mod core;
 pub mod daemon;
+pub mod disc;
 pub mod disk;
 pub mod engine;
 pub mod entropy;

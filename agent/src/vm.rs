@@ -5,6 +5,7 @@
 //! is decided in the overlay.
 
 mod addresses;
+mod cdrom;
 mod cgroup;
 mod clone;
 mod console;
@@ -14,6 +15,7 @@ mod error;
 mod initrd;
 mod limits;
 mod machine;
+mod medium;
 mod names;
 mod process;
 mod qemu;
@@ -30,6 +32,7 @@ pub use clone::{Offered, Offers, Token};
 pub use console::Console;
 pub use error::VmError;
 pub use limits::{VmLimits, VmLimitsChange};
+pub use medium::Medium;
 pub use spec::{BaseImage, Boot, CPU, MACHINE, Nic, Spec};
 pub use usage::{TotalUsage, Usage};
 pub use vms::{DiskSource, Parts, VmInfo, Vms};

@@ -33,6 +33,10 @@ pub struct SwarmId(pub [u8; 32]);
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Encode, Decode)]
 pub struct VmId(pub [u8; 16]);
 
+/// What opens a disc on the shelf of its host: a secret of those who may read it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Encode, Decode)]
+pub struct DiscKey(pub [u8; 16]);
+
 /// Why a text is not an identifier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ParseIdError {
@@ -188,6 +192,7 @@ macro_rules! hex_text {
 hex_text!(Digest, 32);
 hex_text!(SwarmId, 32);
 hex_text!(VmId, 16);
+hex_text!(DiscKey, 16);
 
 #[cfg(test)]
 mod tests {

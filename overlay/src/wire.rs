@@ -9,6 +9,7 @@ pub mod announce;
 pub mod arp;
 pub mod beacon;
 pub mod codec;
+pub mod disc;
 pub mod ethernet;
 pub mod frame;
 pub mod image;

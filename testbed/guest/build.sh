@@ -50,7 +50,8 @@ cp -L "$(find . -name ld-linux-x86-64.so.2 | head -1)" "$root/lib64/"
 number=10
 for module in drivers/virtio/virtio_ring drivers/virtio/virtio drivers/virtio/virtio_pci_legacy_dev \
     drivers/virtio/virtio_pci_modern_dev drivers/virtio/virtio_pci net/core/failover drivers/net/net_failover \
-    drivers/net/virtio_net drivers/block/virtio_blk drivers/acpi/button drivers/input/evdev; do
+    drivers/net/virtio_net drivers/block/virtio_blk drivers/scsi/scsi_common drivers/scsi/scsi_mod \
+    drivers/scsi/virtio_scsi drivers/cdrom/cdrom drivers/scsi/sr_mod fs/isofs/isofs drivers/acpi/button drivers/input/evdev; do
     cp "lib/modules/$release/kernel/$module.ko" "$root/modules/$number-$(basename "$module").ko"
     number=$((number + 1))
 done

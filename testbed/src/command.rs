@@ -76,6 +76,15 @@ pub(crate) fn spawn(command: &mut Command) -> Result<Child> {
     command.stdin(Stdio::null()).spawn().with_context(|| format!("Cannot start `{text}`"))
 }
 
+/// Starts `command` with all its streams on a terminal.
+pub(crate) fn spawn_on(command: &mut Command, terminal: &OwnedFd) -> Result<Child> {
+    contain(command);
+    let text = line(command);
+    let stream = || terminal.try_clone().context("Cannot copy a descriptor");
+    command.stdin(stream()?).stdout(stream()?).stderr(stream()?);
+    command.spawn().with_context(|| format!("Cannot start `{text}`"))
+}
+
 /// The command as a user would type it.
 pub(crate) fn line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());

@@ -18,6 +18,7 @@ use crate::test_guest::TestGuest;
 
 mod admission;
 mod bootstrap;
+mod cdrom;
 mod conflict;
 mod crash;
 mod emulator;
@@ -69,7 +70,7 @@ enum Verdict {
 
 /// All scenarios, the simple ones first.
 pub(crate) fn all() -> Vec<Scenario> {
-    let groups: [&[Scenario]; 20] = [
+    let groups: [&[Scenario]; 21] = [
         emulator::SCENARIOS,
         startup::SCENARIOS,
         join::SCENARIOS,
@@ -90,6 +91,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         vm_image::SCENARIOS,
         vm_limits::SCENARIOS,
         vm_names::SCENARIOS,
+        cdrom::SCENARIOS,
     ];
     groups.into_iter().flatten().cloned().collect()
 }

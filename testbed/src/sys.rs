@@ -42,6 +42,29 @@ pub(crate) fn enter_network(namespace: RawFd) -> io::Result<()> {
     check(unsafe { libc::setns(namespace, libc::CLONE_NEWNET) }).map(drop)
 }
 
+/// A new terminal: the side of its user, and that of its programs.
+pub(crate) fn open_terminal() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (mut screen, mut line) = (-1, -1);
+    let null = std::ptr::null_mut();
+    // SAFETY: two valid places for the results; name, settings and size are not asked for.
+    check(unsafe { libc::openpty(&raw mut screen, &raw mut line, null, null.cast(), null.cast()) })?;
+    for fd in [screen, line] {
+        // SAFETY: takes only integers.
+        check(unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) })?;
+    }
+    // SAFETY: both descriptors are new, and nobody else has them.
+    Ok(unsafe { (OwnedFd::from_raw_fd(screen), OwnedFd::from_raw_fd(line)) })
+}
+
+/// Whether a terminal passes keys on one by one, and shows none.
+pub(crate) fn is_raw(terminal: BorrowedFd<'_>) -> io::Result<bool> {
+    // SAFETY: `termios` is plain data for which all zeroes is a valid value.
+    let mut settings: libc::termios = unsafe { zeroed() };
+    // SAFETY: `settings` is a valid place for the result.
+    check(unsafe { libc::tcgetattr(terminal.as_raw_fd(), &raw mut settings) })?;
+    Ok(settings.c_lflag & (libc::ICANON | libc::ECHO) == 0)
+}
+
 /// Allocates nothing, so that a child may call it between fork and exec.
 pub(crate) fn mount(source: &CStr, target: &CStr, kind: &CStr, flags: libc::c_ulong) -> io::Result<()> {
     // SAFETY: three valid C strings, no data argument.

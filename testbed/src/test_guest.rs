@@ -11,11 +11,14 @@ use crate::command;
 /// Where the guest is, below the directory of the binaries.
 const DIRECTORY: &str = "testbed-guest";
 const BUILD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/guest/build.sh");
+const BUILD_ISO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/guest/iso.sh");
 
 pub(crate) struct TestGuest {
     kernel: String,
     initrd: String,
     key: String,
+    disk: String,
+    installer: String,
 }
 
 impl TestGuest {
@@ -24,7 +27,10 @@ impl TestGuest {
 
     /// Makes the guest beside `binary` if it is not there. Needs the network, so it comes before the lab.
     pub(crate) fn prepare(binary: &Path) -> Result<()> {
-        command::run(Command::new("bash").arg(BUILD).arg(binary.with_file_name(DIRECTORY))).map(drop)
+        for build in [BUILD, BUILD_ISO] {
+            command::run(Command::new("bash").arg(build).arg(binary.with_file_name(DIRECTORY)))?;
+        }
+        Ok(())
     }
 
     /// The guest beside `binary`.
@@ -35,7 +41,9 @@ impl TestGuest {
             ensure!(path.is_file(), "There is no {}: make it with {BUILD} {}", path.display(), directory.display());
             Ok(path.to_str().with_context(|| format!("Odd path {}", path.display()))?.to_owned())
         };
-        Ok(Self { kernel: file("vmlinuz")?, initrd: file("initrd.img")?, key: file("id_ed25519")? })
+        let (kernel, initrd) = (file("vmlinuz")?, file("initrd.img")?);
+        let (disk, installer) = (file("disk.img")?, file("installer.iso")?);
+        Ok(Self { kernel, initrd, key: file("id_ed25519")?, disk, installer })
     }
 
     pub(crate) fn kernel(&self) -> &str {
@@ -44,6 +52,16 @@ impl TestGuest {
 
     pub(crate) fn initrd(&self) -> &str {
         &self.initrd
+    }
+
+    /// A bootable disk with this guest.
+    pub(crate) fn disk(&self) -> &str {
+        &self.disk
+    }
+
+    /// A bootable CD-ROM that writes this disk, and has it as `disk.img`.
+    pub(crate) fn installer(&self) -> &str {
+        &self.installer
     }
 
     /// The kernel's command line of a guest with this name and address.

@@ -1,5 +1,6 @@
 //! `virtuoso vm`: virtual machines, on any host.
 
+use super::cdrom::{self, CdromArgs};
 use super::display::DisplayArgs;
 use super::format::{bytes, list, seconds, yes};
 use super::progress::follow;
@@ -24,6 +25,7 @@ pub(super) enum VmVerb {
 Examples:
   virtuoso vm create web --image debian-12 --net blue --vcpus 2 --memory 1GiB --disk 10GiB --ssh-key ~/.ssh/id.pub
   virtuoso vm create web --image debian-12 --net blue --memory 1GiB --best
+  virtuoso vm create new --disk 10GiB --memory 1GiB --cdrom ~/debian-12-netinst.iso
   virtuoso vm create job --kernel /boot/vmlinuz --initrd /srv/job.img --append 'console=ttyS0' --memory 128MiB \\
       --net blue --host beta
 
@@ -116,6 +118,8 @@ as after a power failure. Keys and names that the guest keeps on its disk are in
         #[arg(long)]
         log: bool,
     },
+    /// What is in a VM's CD-ROM drive
+    Cdrom(CdromArgs),
     /// A VM's display, for a VNC viewer on this machine
     #[command(after_help = "\
 Examples:
@@ -167,6 +171,9 @@ pub(super) struct CreateArgs {
     /// The kernel's command line
     #[arg(long, value_name = "TEXT", requires = "kernel", default_value = "", hide_default_value = true)]
     append: String,
+    /// A file of this machine, or an image of the swarm if there is no such file, for its CD-ROM drive
+    #[arg(long, value_name = "FILE_OR_IMAGE")]
+    cdrom: Option<String>,
     /// What its firmware tries first; a disk that can't be booted, as an empty one, is passed over
     #[arg(long, value_name = "DEVICE", default_value = "disk", conflicts_with = "kernel")]
     boot: BootDevice,
@@ -262,6 +269,7 @@ impl VmVerb {
                 output::hint(&format!("\n{told}"));
                 Ok(ExitCode::SUCCESS)
             }
+            Self::Cdrom(args) => args.run(asking).await,
             Self::Display(args) => args.run(asking).await,
         }
     }
@@ -283,6 +291,7 @@ impl CreateArgs {
             kernel: self.kernel,
             initrd: self.initrd,
             append: self.append,
+            cdrom: self.cdrom.map(|medium| cdrom::wanted(&medium, false)).transpose()?,
             boot: Some(self.boot),
             networks: self.networks,
             spoofing: self.spoofing.as_deref() == Some("allow"),
@@ -380,6 +389,7 @@ fn show(vm: Vm) -> Table {
     row("cpu used", details.cpu_s.map(seconds).unwrap_or_default());
     row("cpu now", details.cpu_percent.map(|percent| format!("{percent:.0} %")).unwrap_or_default());
     row("memory used", details.memory_used_bytes.map(bytes).unwrap_or_default());
+    row("cd-rom", details.cdrom.as_ref().map(cdrom::describe).unwrap_or_default());
     row("disk used", bytes(details.disk_used_bytes));
     let pair = |words: [&str; 2], counts: [Option<u64>; 2]| match counts {
         [Some(one), Some(other)] => format!("{} {}, {} {}", words[0], bytes(one), words[1], bytes(other)),

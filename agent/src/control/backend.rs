@@ -1,16 +1,18 @@
 //! What the control API asks of the agent: one method for each verb. The router knows only this.
 
 use super::model::{
-    Attach, Check, Detach, FdbEntry, Host, HostMatch, HostQuery, Image, ImageExport, ImageImport, ImagePull,
-    ImageVerification, Invite, InviteRequest, Link, Member, Network, NetworkCreate, Peer, PendingHost, Port, Progress,
-    Status, Vm, VmClone, VmCreate, VmStop,
+    Attach, CdromInsert, Check, Detach, FdbEntry, Host, HostMatch, HostQuery, Image, ImageExport, ImageImport,
+    ImagePull, ImageVerification, Invite, InviteRequest, Link, Loan, Member, Network, NetworkCreate, Peer, PendingHost,
+    Port, Progress, Status, Vm, VmClone, VmCreate, VmStop,
 };
 use super::problem::ApiError;
+use crate::disc::User;
 use crate::name::Name;
 use crate::vm::{Console, VmLimitsChange};
 use axum::extract::Request;
 use axum::response::Response;
 use futures::future::BoxFuture;
+use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
@@ -105,6 +107,14 @@ pub trait Backend: Send + Sync + 'static {
     fn delete_vm(&self, name: Name, force: bool) -> Answer<'_, ()>;
     /// The console of a VM of this host.
     fn vm_console(&self, name: Name) -> Answer<'_, Arc<Console>>;
+    /// Lends a file of this host, which `user` may read, to a drive.
+    fn lend(&self, path: PathBuf, user: User) -> Answer<'_, Loan>;
+    /// Undoes [`Self::lend`], if this host lent it.
+    fn take_back(&self, loan: &Loan);
+    /// Puts an image or a loan into the drive of a VM of this host.
+    fn insert_cdrom(&self, name: Name, medium: CdromInsert) -> Answer<'_, Vm>;
+    /// Empties the drive of a VM of this host.
+    fn eject_cdrom(&self, name: Name) -> Answer<'_, Vm>;
     /// A connection to the VNC server of a VM of this host.
     fn vm_display(&self, name: Name) -> Answer<'_, UnixStream>;
     /// What the display of a VM of this host shows, as a PNG.

@@ -2,6 +2,7 @@
 //! accepted; it can't be forged.
 
 use super::socket::ControlSocket;
+use crate::disc::User;
 use axum::extract::connect_info::Connected;
 use axum::serve::IncomingStream;
 use std::io;
@@ -38,6 +39,13 @@ impl Policy {
 }
 
 impl Caller {
+    /// As whom files are opened for this caller.
+    pub(super) fn user(&self) -> User {
+        // The primary group stands last.
+        let gid = self.groups.last().copied().unwrap_or(u32::MAX);
+        User { uid: self.uid, gid, groups: self.groups.clone() }
+    }
+
     /// The peer of a connected Unix socket.
     pub(super) fn of(socket: BorrowedFd<'_>) -> io::Result<Self> {
         let credentials = credentials(socket)?;

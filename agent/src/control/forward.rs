@@ -60,6 +60,10 @@ fn target(request: &Request) -> Result<Option<Target>, ApiError> {
         let host = host.to_str().map_err(|_| ApiError::invalid(format!("`{HOST_HEADER}` is not text")))?;
         return Ok(Some(Target::Host(host.to_owned())));
     }
+    if *request.method() == Method::POST && request.uri().path().ends_with("/cdrom") {
+        // A file is opened here first, and its handler passes on the rest.
+        return Ok(None);
+    }
     let vm = request.uri().path().strip_prefix(VMS).and_then(|rest| rest.split('/').next());
     // A name that is none is refused by its handler.
     Ok(vm.and_then(|name| name.parse().ok()).map(Target::Vm))
@@ -184,6 +188,7 @@ mod tests {
         let vm = Some(Target::Vm("a-1".parse().unwrap()));
         assert_eq!(of(Method::POST, "/v1/vms/a-1/start", None), vm);
         assert_eq!(of(Method::DELETE, "/v1/vms/a-1?force=true", None), vm);
+        assert_eq!(of(Method::POST, "/v1/vms/a-1/cdrom", None), None);
         assert_eq!(of(Method::GET, "/v1/networks", Some("beta")), Some(Target::Host("beta".into())));
     }
 

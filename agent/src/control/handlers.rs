@@ -1,6 +1,7 @@
 //! One function for each verb: parts of the request in, a call of the backend, its answer out.
 
 pub(super) mod agent;
+pub(super) mod cdrom;
 pub(super) mod display;
 pub(super) mod host;
 pub(super) mod image;

@@ -1,12 +1,14 @@
 //! What the control API says and is told: the JSON types, and nothing else. Scripts rely on these keys; one that is
 //! here stays, and new ones may come. Units stand last in a key.
 
+mod cdrom;
 mod host;
 mod image;
 mod network;
 mod swarm;
 mod vm;
 
+pub use cdrom::{Cdrom, CdromInsert, Loan};
 pub use host::{
     BootstrapStatus, Check, CheckResult, Doctor, Host, HostMatch, HostQuery, HostState, Status, SwarmState,
 };

@@ -107,7 +107,7 @@ fn common_routes() -> Router<Api> {
 }
 
 fn routes() -> OpenApiRouter<Api> {
-    use handlers::{agent, display, host, image, network, swarm, vm};
+    use handlers::{agent, cdrom, display, host, image, network, swarm, vm};
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(agent::status))
         .routes(routes!(agent::doctor))
@@ -140,6 +140,7 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(vm::limit))
         .routes(routes!(vm::clone))
         .routes(routes!(vm::history, vm::console))
+        .routes(routes!(cdrom::insert, cdrom::eject))
         .routes(routes!(display::display))
         .routes(routes!(display::screenshot))
 }

@@ -7,6 +7,7 @@ use super::problem::{ApiError, ErrorCode};
 use super::socket::ControlSocket;
 use super::{Api, DISPLAY_PROTOCOL, serve};
 use crate::config::Source;
+use crate::disc::User;
 use crate::events::{Event, EventKind, EventLog};
 use crate::name::Name;
 use crate::text::Text;
@@ -21,7 +22,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::{Notify, oneshot, watch};
-use virtuoso_overlay::ids::{Digest, HostId};
+use virtuoso_overlay::ids::{Digest, DiscKey, HostId};
 
 /// Knows one network and one host.
 #[derive(Default)]
@@ -188,6 +189,22 @@ impl Backend for Fake {
     fn vm_console(&self, name: Name) -> Answer<'_, Arc<Console>> {
         Box::pin(async move { Err(ApiError::conflict(format!("VM `{name}` does not run"))) })
     }
+    fn lend(&self, path: PathBuf, user: User) -> Answer<'_, Loan> {
+        // SAFETY: the call only reads this process's user.
+        assert_eq!(user.uid, unsafe { libc::geteuid() });
+        let (key, host) = (Text(DiscKey([3; 16])), Text(HostId([1; 32])));
+        ok(Loan { key, host, path: path.display().to_string(), size_bytes: 9 })
+    }
+    fn take_back(&self, _: &Loan) {
+        self.cancelled.store(true, Ordering::SeqCst);
+    }
+    fn insert_cdrom(&self, name: Name, medium: CdromInsert) -> Answer<'_, Vm> {
+        assert!(matches!(medium, CdromInsert::Disc(_)));
+        self.vm(name)
+    }
+    fn eject_cdrom(&self, name: Name) -> Answer<'_, Vm> {
+        self.vm(name)
+    }
     /// A display that says what it gets.
     fn vm_display(&self, _: Name) -> Answer<'_, tokio::net::UnixStream> {
         let (near, mut far) = tokio::net::UnixStream::pair().unwrap();
@@ -303,6 +320,19 @@ async fn answers_and_refusals() {
 }
 
 #[tokio::test]
+async fn a_file_is_lent_before_it_is_inserted_and_taken_back_if_it_is_not() {
+    let served = served();
+    for (vm, code) in [("a", ErrorCode::NotFound), ("far", ErrorCode::Timeout)] {
+        let call = Call::post(format!("/v1/vms/{vm}/cdrom"), &json!({"file": "/x.iso"}));
+        assert_eq!(refusal(&served, call).await.code, code);
+        assert!(served.cancelled.swap(false, Ordering::SeqCst), "the loan for {vm} stays");
+    }
+    let loan = json!({"key": "03".repeat(16), "host": HostId([1; 32]).to_string(), "path": "/x", "size_bytes": 9});
+    let call = Call::post("/v1/vms/a/cdrom", &json!({"disc": loan}));
+    assert_eq!(refusal(&served, call).await.code, ErrorCode::Forbidden);
+}
+
+#[tokio::test]
 async fn a_display_is_carried_both_ways() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let served = served();
@@ -331,7 +361,7 @@ async fn the_document_lists_every_address() {
     let document: Value = served.client.fetch(Call::get("/v1/openapi.json")).await.unwrap();
     let paths = document["paths"].as_object().unwrap();
     let operations: usize = paths.values().map(|path| path.as_object().unwrap().len()).sum();
-    assert_eq!((paths.len(), operations), (31, 38), "{:?}", paths.keys());
+    assert_eq!((paths.len(), operations), (32, 40), "{:?}", paths.keys());
     assert!(document["components"]["schemas"]["ApiError"].is_object());
 }
 

@@ -7,11 +7,12 @@ use super::vm_verbs::vm_error;
 use super::{Core, Handle};
 use crate::control::backend::{Answer, Backend, Origin, Target};
 use crate::control::model::{
-    Attach, Check, Detach, FdbEntry, Host, HostMatch, HostQuery, Image, ImageExport, ImageImport, ImagePull,
-    ImageVerification, Invite, InviteRequest, Link, LinkState, Member, Network, NetworkCreate, Peer, PendingHost, Port,
-    PortKind, PortState, Progress, Status, Vm, VmClone, VmCreate, VmStop,
+    Attach, CdromInsert, Check, Detach, FdbEntry, Host, HostMatch, HostQuery, Image, ImageExport, ImageImport,
+    ImagePull, ImageVerification, Invite, InviteRequest, Link, LinkState, Loan, Member, Network, NetworkCreate, Peer,
+    PendingHost, Port, PortKind, PortState, Progress, Status, Vm, VmClone, VmCreate, VmStop,
 };
 use crate::control::problem::{ApiError, ErrorCode};
+use crate::disc::{Discs, User};
 use crate::engine::{self, EngineHandle};
 use crate::events::{EventKind, EventLog};
 use crate::image::{ImageStore, Pull};
@@ -23,6 +24,7 @@ use crate::vm::{Console, VmLimitsChange, Vms};
 use axum::extract::Request;
 use axum::response::Response;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixStream;
@@ -53,6 +55,8 @@ pub struct Agent {
     pub devices: Arc<Mutex<()>>,
     /// The VMs.
     pub vms: Arc<Vms>,
+    /// Files of users in drives of VMs.
+    pub discs: Discs,
 }
 
 impl Agent {
@@ -370,6 +374,27 @@ impl Backend for Agent {
 
     fn vm_console(&self, name: Name) -> Answer<'_, Arc<Console>> {
         Box::pin(async move { self.vms.console(&name).map_err(vm_error) })
+    }
+
+    fn lend(&self, path: PathBuf, user: User) -> Answer<'_, Loan> {
+        Box::pin(self.lend_file(path, user))
+    }
+
+    fn take_back(&self, loan: &Loan) {
+        if loan.host.0 == self.discs.me {
+            self.discs.shelf.take_back(loan.key.0);
+        }
+    }
+
+    fn insert_cdrom(&self, name: Name, medium: CdromInsert) -> Answer<'_, Vm> {
+        Box::pin(self.insert_medium(name, medium))
+    }
+
+    fn eject_cdrom(&self, name: Name) -> Answer<'_, Vm> {
+        Box::pin(async move {
+            self.vms.eject_medium(&name).await.map_err(vm_error)?;
+            self.show_vm(&name).await
+        })
     }
 
     fn vm_display(&self, name: Name) -> Answer<'_, UnixStream> {

@@ -80,6 +80,8 @@ fn request(spec: &Spec, wanted: VmClone) -> VmCreate {
         vcpus: spec.vcpus,
         memory_bytes: spec.memory_bytes,
         disk_bytes: spec.disk_bytes,
+        // What is in the drive is lent to that one alone.
+        cdrom: None,
         image: spec.base().map(|image| image.name.clone()),
         kernel,
         initrd,

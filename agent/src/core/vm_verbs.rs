@@ -5,7 +5,7 @@ use super::{Core, Handle};
 use crate::control::backend::{Backend, Origin, Target};
 use crate::control::extract::host_query;
 use crate::control::forward::{self, ANSWER_TIME_MAX, CONTROL, Patience};
-use crate::control::model::{BootDevice, Vm, VmCreate, VmDetails};
+use crate::control::model::{BootDevice, Cdrom, Vm, VmCreate, VmDetails};
 use crate::control::problem::{ApiError, ErrorCode};
 use crate::entropy;
 use crate::image::Pull;
@@ -128,7 +128,13 @@ impl Agent {
         for path in request.kernel.iter().chain(&request.initrd) {
             check_file(path, origin)?;
         }
+        let mut request = request;
+        let medium = match request.cdrom.take() {
+            Some(wanted) => Some(self.medium(wanted).await?),
+            None => None,
+        };
         let mut spec = self.core.call(move |core| core.specify(request)).await??;
+        spec.cdrom = medium;
         if let Some(BaseImage { name, digest }) = spec.base().cloned() {
             // It is needed right away, and its own list of chunks knows its size.
             let image = digest.0;
@@ -152,7 +158,13 @@ impl Agent {
         let found = self.core.call(move |core| core.vms().into_iter().find(|vm| vm.name == *wanted)).await?;
         let mut vm =
             found.ok_or_else(|| ApiError::not_found(format!("There is no VM {name}: `virtuoso vm list` shows all")))?;
-        vm.details = self.vms.info(name).await.ok().filter(|info| info.spec.id == vm.id).map(details);
+        if let Some(info) = self.vms.info(name).await.ok().filter(|info| info.spec.id == vm.id) {
+            let cdrom = match &info.spec.cdrom {
+                Some(medium) => Some(self.cdrom(medium).await?),
+                None => None,
+            };
+            vm.details = Some(details(info, cdrom));
+        }
         Ok(vm)
     }
 
@@ -235,6 +247,7 @@ impl Core {
             memory_bytes: request.memory_bytes,
             disk_bytes: request.disk_bytes,
             boot,
+            cdrom: None,
             cdrom_first: request.boot == Some(BootDevice::Cdrom),
             nics,
             labels: request.labels,
@@ -332,7 +345,7 @@ pub(super) fn vm_error(error: anyhow::Error) -> ApiError {
     }
 }
 
-fn details(info: VmInfo) -> VmDetails {
+fn details(info: VmInfo, cdrom: Option<Cdrom>) -> VmDetails {
     let VmInfo { spec, crash, usage, disk_used_bytes, pid, vnc } = info;
     VmDetails {
         disk_bytes: spec.disk_bytes,
@@ -353,6 +366,7 @@ fn details(info: VmInfo) -> VmDetails {
         net_rx_bytes: usage.map(|usage| usage.net_rx_bytes),
         net_tx_bytes: usage.map(|usage| usage.net_tx_bytes),
         limits: spec.limits,
+        cdrom,
         vnc_socket: vnc.display().to_string(),
     }
 }

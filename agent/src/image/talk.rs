@@ -8,7 +8,7 @@ use virtuoso_overlay::wire::image::IMAGE_MESSAGE_BYTES_MAX;
 const STEP_BYTES: u64 = 256 << 10;
 
 /// Reads a message; `None` if the stream ends before it.
-pub(super) async fn read_message(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Vec<u8>>> {
+pub(crate) async fn read_message(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Vec<u8>>> {
     let length = match stream.read_u8().await {
         Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(None),
         length => usize::from(length?),
@@ -22,7 +22,7 @@ pub(super) async fn read_message(stream: &mut (impl AsyncRead + Unpin)) -> io::R
 }
 
 /// Writes a message.
-pub(super) async fn write_message(stream: &mut (impl AsyncWrite + Unpin), message: &[u8]) -> io::Result<()> {
+pub(crate) async fn write_message(stream: &mut (impl AsyncWrite + Unpin), message: &[u8]) -> io::Result<()> {
     debug_assert!(message.len() <= IMAGE_MESSAGE_BYTES_MAX);
     let length = u8::try_from(message.len()).map_err(io::Error::other)?;
     stream.write_u8(length).await?;

@@ -8,6 +8,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
+use tokio::task::JoinHandle;
 
 /// Bytes of the past that a watcher gets first: a guest's boot.
 const HISTORY_BYTES: usize = 64 << 10;
@@ -18,11 +19,12 @@ const INPUT_MAX: usize = 64;
 /// Bytes of one piece.
 const PIECE_BYTES: usize = 4096;
 
-/// One VM's console. It serves watchers until QEMU ends.
+/// One VM's console. It serves watchers until it is ended.
 #[derive(Debug)]
 pub struct Console {
     shared: Arc<Shared>,
     input: mpsc::Sender<Bytes>,
+    reader: Mutex<Option<JoinHandle<()>>>,
 }
 
 #[derive(Debug)]
@@ -33,7 +35,7 @@ struct Shared {
 #[derive(Debug)]
 struct Output {
     history: VecDeque<u8>,
-    /// Gone when QEMU is.
+    /// Gone when the console has ended.
     live: Option<broadcast::Sender<Bytes>>,
 }
 
@@ -45,9 +47,20 @@ impl Console {
         let output = Output { history: VecDeque::new(), live: Some(live) };
         let shared = Arc::new(Shared { output: Mutex::new(output) });
         let (input, inbox) = mpsc::channel(INPUT_MAX);
-        tokio::spawn(read_guest(read, shared.clone()));
+        let reader = tokio::spawn(read_guest(read, shared.clone()));
         tokio::spawn(write_guest(write, inbox));
-        Arc::new(Self { shared, input })
+        Arc::new(Self { shared, input, reader: Mutex::new(Some(reader)) })
+    }
+
+    /// Lets watchers go. QEMU must have ended, and what became of the VM be known: they ask for it next.
+    pub(super) async fn end(&self) {
+        let reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(reader) = reader
+            && let Err(error) = reader.await
+        {
+            tracing::debug!("Reading a console broke off: {error}");
+        }
+        self.shared.output().live = None;
     }
 
     /// What the guest wrote lately.
@@ -55,7 +68,7 @@ impl Console {
         self.shared.output().history.iter().copied().collect()
     }
 
-    /// Shows the console to one watcher, who may also type, until it goes or QEMU ends.
+    /// Shows the console to one watcher, who may also type, until it goes or the console ends.
     pub async fn watch(&self, stream: impl AsyncRead + AsyncWrite + Send + 'static) {
         let (history, live) = {
             let output = self.shared.output();
@@ -82,7 +95,8 @@ impl Console {
                     Ok(0) | Err(_) => return,
                     Ok(length) => {
                         if self.input.send(Bytes::copy_from_slice(&buffer[..length])).await.is_err() {
-                            return;
+                            // QEMU is gone: what comes is the end.
+                            return std::future::pending().await;
                         }
                     }
                 }
@@ -116,7 +130,6 @@ async fn read_guest(mut read: OwnedReadHalf, shared: Arc<Shared>) {
             live.send(Bytes::copy_from_slice(&buffer[..length])).ok();
         }
     }
-    shared.output().live = None;
 }
 
 async fn write_guest(mut write: OwnedWriteHalf, mut inbox: mpsc::Receiver<Bytes>) {
@@ -156,6 +169,7 @@ mod tests {
         assert_eq!(&typed, b"root\n");
         guest_writes.write_all(b"# ").await.unwrap();
         drop((guest_reads, guest_writes));
+        console.end().await;
         for mut near in watchers {
             let mut rest = String::new();
             near.read_to_string(&mut rest).await.unwrap();
@@ -169,9 +183,7 @@ mod tests {
         let console = Console::start(ours);
         qemu.write_all(&vec![b'x'; HISTORY_BYTES * 2]).await.unwrap();
         drop(qemu);
-        while console.shared.output().live.is_some() {
-            tokio::task::yield_now().await;
-        }
+        console.end().await;
         assert_eq!(console.history().len(), HISTORY_BYTES);
     }
 }

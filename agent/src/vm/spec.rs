@@ -1,6 +1,7 @@
 //! What a VM is: everything that its process is started from, and that moves with it.
 
 use super::limits::VmLimits;
+use super::medium::Medium;
 use crate::name::Name;
 use crate::text::Text;
 use serde::{Deserialize, Serialize};
@@ -34,6 +35,8 @@ pub struct Spec {
     pub disk_bytes: u64,
     /// What it boots.
     pub boot: Boot,
+    /// What is in its CD-ROM drive.
+    pub cdrom: Option<Medium>,
     /// Whether the firmware tries the CD-ROM drive before the disk.
     pub cdrom_first: bool,
     /// Its network interfaces, in the order of their PCI addresses.
@@ -134,6 +137,11 @@ impl Spec {
         }
     }
 
+    /// The images that it needs: below its disk, and in its drive.
+    pub fn images(&self) -> Vec<Digest> {
+        self.image().into_iter().chain(self.cdrom.as_ref().and_then(Medium::image)).collect()
+    }
+
     /// The content that its disk begins as.
     pub fn image(&self) -> Option<Digest> {
         self.base().map(|base| base.digest.0)
@@ -159,6 +167,7 @@ pub(super) mod tests {
                 append: "console=ttyS0 quiet".into(),
                 image: None,
             },
+            cdrom: None,
             cdrom_first: false,
             nics: vec![Nic::new(id, "blue".parse().unwrap(), 0, 0)],
             labels: BTreeMap::new(),

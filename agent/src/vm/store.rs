@@ -107,6 +107,11 @@ impl Files {
         self.0.join("vnc.sock")
     }
 
+    /// Where QEMU reads what is in the CD-ROM drive.
+    pub(super) fn cdrom_socket(&self) -> PathBuf {
+        self.0.join("cdrom.sock")
+    }
+
     pub(super) fn disk(&self) -> PathBuf {
         self.0.join("disk.qcow2")
     }

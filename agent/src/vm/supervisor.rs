@@ -47,6 +47,7 @@ pub(super) async fn supervise(
     let crash = crash(exit, shutdown, wanted, || last_words(&machine.files.log()));
     clean_up(&machine);
     on_end(&vms, &machine, crash.clone()).await;
+    live.console.end().await;
     ended.send_replace(true);
     if crash.is_some() && machine.begins_again(vms.now()) {
         tracing::info!(vm = %machine.spec().name, "A VM that crashed begins again");
@@ -102,6 +103,7 @@ pub(super) fn clean_up(machine: &Machine) {
 async fn on_end(vms: &Arc<Vms>, machine: &Arc<Machine>, crash: Option<String>) {
     let spec = machine.spec();
     machine.set_live(None);
+    vms.close_drive(spec.id.0);
     let kept = machine.keep(|record| {
         record.process = None;
         record.crash.clone_from(&crash);

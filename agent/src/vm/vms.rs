@@ -1,5 +1,6 @@
 //! All VMs of this host, and what can be done with them.
 
+use super::cdrom::Drives;
 use super::clone::{self, Offered, Offers, Token};
 use super::console::Console;
 use super::disk::{self, Base};
@@ -23,6 +24,7 @@ use crate::control::model::Progress;
 use crate::core::ports::Sockets;
 use crate::core::vm_names::{Duplex, LostName, Names};
 use crate::core::{Handle, ImageSource, Readdress, Stopping};
+use crate::disc::Discs;
 use crate::events::{EventKind, EventLog};
 use crate::facts::HostFacts;
 use crate::name::Name;
@@ -67,11 +69,13 @@ pub struct Parts {
     pub events: EventLog,
     /// The clocks.
     pub clock: Clock,
+    /// Files of users in drives.
+    pub discs: Discs,
 }
 
 /// The VMs of this host.
 pub struct Vms {
-    parts: Parts,
+    pub(super) parts: Parts,
     store: Store,
     qemu: Result<PathBuf, String>,
     accelerator: Accelerator,
@@ -83,6 +87,7 @@ pub struct Vms {
     reservations: Mutex<Reservations>,
     /// Held for reading while VMs are made, whose images no other VM may use yet.
     making: tokio::sync::RwLock<()>,
+    pub(super) drives: Drives,
     /// Held while a state is told: the later one must not come first.
     telling: tokio::sync::Mutex<()>,
 }
@@ -121,6 +126,7 @@ impl Vms {
             coming: Mutex::default(),
             reservations: Mutex::default(),
             making: tokio::sync::RwLock::default(),
+            drives: Drives::default(),
             telling: tokio::sync::Mutex::default(),
             parts,
         });
@@ -198,6 +204,7 @@ impl Vms {
         // At the place where its QEMU waits for it.
         let base = disk::base(&spec, &self.parts.images).await?;
         let qmp = self.follow(machine, &process, base).await?;
+        self.resume_drive(machine).await;
         let status = qmp.run("query-status").await?;
         let status = status.get("status").and_then(serde_json::Value::as_str);
         machine.set_state(if status == Some("running") { VmState::Running } else { VmState::Paused });
@@ -302,7 +309,7 @@ impl Vms {
 
     /// Removes all of a VM that does not run.
     async fn forget(&self, id: VmId) {
-        self.machines().remove(&id);
+        let machine = self.machines().remove(&id);
         let files = self.store.files(id);
         if files.dir().exists()
             && let Err(error) = files.remove()
@@ -310,6 +317,9 @@ impl Vms {
             tracing::warn!("{error:#}");
         }
         self.reservations().release(id);
+        if let Some(medium) = machine.and_then(|machine| machine.spec().cdrom) {
+            self.give_back(&medium);
+        }
         self.publish().await;
         self.retain_bases().await;
     }
@@ -317,7 +327,7 @@ impl Vms {
     /// Lets go of images that no VM uses.
     async fn retain_bases(&self) {
         let _alone = self.making.write().await;
-        let used = self.all().iter().filter_map(|machine| machine.spec().image()).collect();
+        let used = self.all().iter().flat_map(|machine| machine.spec().images()).collect();
         disk::retain_bases(&self.parts.images, used).await;
     }
 
@@ -378,7 +388,10 @@ impl Vms {
         };
         let told = match qmp {
             // The guest begins only now: its first words find their reader.
-            Ok(qmp) => begin(&qmp, spec).await.map_err(Into::into),
+            Ok(qmp) => {
+                self.load_drive(machine, &qmp).await;
+                begin(&qmp, spec).await.map_err(Into::into)
+            }
             Err(error) => Err(error),
         };
         if told.is_err() {
@@ -632,7 +645,7 @@ impl Vms {
         self.parts.clock.mono()
     }
 
-    fn find(&self, name: &Name) -> anyhow::Result<Arc<Machine>> {
+    pub(super) fn find(&self, name: &Name) -> anyhow::Result<Arc<Machine>> {
         let found = self.all().into_iter().find(|machine| machine.spec().name == *name);
         Ok(found.ok_or_else(|| VmError::NotFound(name.clone()))?)
     }

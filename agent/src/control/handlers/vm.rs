@@ -1,15 +1,16 @@
 //! Virtual machines. What concerns one of them is answered by its own host: requests have been forwarded by then.
 
-use super::Answered;
+use super::{Answered, cdrom};
 use crate::control::backend::Origin;
+use crate::control::caller::KnownCaller;
 use crate::control::extract::{Body, Named};
-use crate::control::model::{Progress, Vm, VmClone, VmCreate, VmStop};
+use crate::control::model::{CdromInsert, Progress, Vm, VmClone, VmCreate, VmStop};
 use crate::control::problem::ApiError;
 use crate::control::router::Api;
 use crate::control::stream::long_work;
 use crate::control::upgrade;
 use crate::vm::VmLimitsChange;
-use axum::extract::{Query, Request, State};
+use axum::extract::{ConnectInfo, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
@@ -40,10 +41,20 @@ pub(in crate::control) async fn list(State(api): State<Api>) -> Answered<Vec<Vm>
 pub(in crate::control) async fn create(
     State(api): State<Api>,
     Extension(origin): Extension<Origin>,
-    Body(request): Body<VmCreate>,
+    caller: Option<Extension<ConnectInfo<KnownCaller>>>,
+    Body(mut request): Body<VmCreate>,
 ) -> Result<(StatusCode, Json<Vm>), ApiError> {
-    let vm = api.backend.create_vm(request, origin).await?;
-    Ok((StatusCode::CREATED, Json(vm)))
+    if let Some(wanted) = request.cdrom.take() {
+        request.cdrom = Some(cdrom::lend(&api, origin, caller, wanted).await?);
+    }
+    let lent = request.cdrom.clone();
+    let made = api.backend.create_vm(request, origin).await;
+    if made.is_err()
+        && let Some(CdromInsert::Disc(loan)) = &lent
+    {
+        api.backend.take_back(loan);
+    }
+    Ok((StatusCode::CREATED, Json(made?)))
 }
 
 /// One VM.

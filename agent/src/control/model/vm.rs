@@ -1,5 +1,6 @@
 //! Virtual machines.
 
+use super::cdrom::{Cdrom, CdromInsert};
 use crate::name::Name;
 use crate::text::Text;
 use crate::vm::VmLimits;
@@ -71,6 +72,8 @@ pub struct VmDetails {
     pub net_tx_bytes: Option<u64>,
     /// What it may use at most.
     pub limits: VmLimits,
+    /// What is in its CD-ROM drive.
+    pub cdrom: Option<Cdrom>,
     /// The Unix socket on its host where its display is served (VNC).
     pub vnc_socket: String,
 }
@@ -121,6 +124,9 @@ pub struct VmCreate {
     /// The kernel's command line.
     #[serde(default)]
     pub append: String,
+    /// What is in its CD-ROM drive when it starts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cdrom: Option<CdromInsert>,
     /// What its firmware tries first; the disk by default. An empty disk can't be booted, so a CD-ROM is next then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<BootDevice>,
