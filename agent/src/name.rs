@@ -57,6 +57,30 @@ impl fmt::Display for Name {
     }
 }
 
+/// The name among `names` that someone who wrote `wrong` may have meant, as the end of a sentence; else nothing.
+pub fn meant<'a>(wrong: &str, names: impl IntoIterator<Item = &'a str>) -> String {
+    let distant = |name: &&str| (distance(wrong, name), name.len());
+    let nearest = names.into_iter().filter(|name| name.len() <= NAME_CHARS_MAX).min_by_key(distant);
+    let near = nearest.filter(|name| distance(wrong, name) <= 1 + wrong.len() / 4);
+    near.map(|name| format!("; did you mean {name}?")).unwrap_or_default()
+}
+
+/// Insertions, deletions and changes between two texts; of a long one only as much as a name has is looked at.
+fn distance(one: &str, other: &str) -> usize {
+    let other: Vec<char> = other.chars().take(NAME_CHARS_MAX).collect();
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (index, a) in one.chars().take(NAME_CHARS_MAX).enumerate() {
+        let mut above_left = row[0];
+        row[0] = index + 1;
+        for (column, b) in other.iter().enumerate() {
+            let changed = above_left + usize::from(a != *b);
+            above_left = row[column + 1];
+            row[column + 1] = changed.min(above_left + 1).min(row[column] + 1);
+        }
+    }
+    row[other.len()]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -69,5 +93,15 @@ mod tests {
         for wrong in ["", "-a", "a-", "A", "a.b", "a b", "ä", "a/b", "..", &"x".repeat(64)] {
             assert!(wrong.parse::<Name>().is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn near_names_are_offered() {
+        let names = ["debian-12", "alpine", "web"];
+        assert_eq!(meant("debian12", names), "; did you mean debian-12?");
+        assert_eq!(meant("alpin", names), "; did you mean alpine?");
+        assert_eq!(meant("ubuntu-24", names), "");
+        assert_eq!(meant("", names), "");
+        assert_eq!((distance("kitten", "sitting"), distance("", "abc"), distance("a", "a")), (3, 3, 0));
     }
 }

@@ -104,7 +104,7 @@ fn resources(facts: &HostFacts, limits: &Limits) -> Resources {
         load_centi: (room.load.one_minute * 100.0) as u32,
         arch: facts.arch.into(),
         kvm: facts.kvm.usable,
-        qemu: facts.qemu.version.map(|version| version.to_string()),
+        qemu: facts.qemu.version.filter(|_| facts.qemu.usable).map(|version| version.to_string()),
         vms: 0,
         vms_cpu_percent: 0,
         vms_memory_bytes: 0,

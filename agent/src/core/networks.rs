@@ -5,7 +5,7 @@ use super::{Core, Handle, uplinks};
 use crate::clock;
 use crate::control::model::NetworkCreate;
 use crate::control::problem::{ApiError, ErrorCode};
-use crate::name::Name;
+use crate::name::{Name, meant};
 use crate::netdev::{BridgeRemoval, Netdev, NetdevError, RemoveBridge, Tap};
 use crate::state::sealed::Kind;
 use crate::text::Text;
@@ -173,7 +173,12 @@ impl Core {
         });
         let oldest = rows.min_by_key(|row| (row.created, row.mtu, row.plan)).cloned();
         oldest.ok_or_else(|| {
-            ApiError::not_found(format!("There is no network {name}: `virtuoso net create {name}` makes it"))
+            let names = node.table().bodies().filter_map(|(_, body)| match body {
+                Body::Network(row) => Some(&*row.name),
+                _ => None,
+            });
+            let meant = meant(name, names);
+            ApiError::not_found(format!("There is no network {name}: `virtuoso net create {name}` makes it{meant}"))
         })
     }
 

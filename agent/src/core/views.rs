@@ -97,7 +97,22 @@ impl Core {
                 )
             }
         };
-        vec![swarm]
+        std::iter::once(swarm).chain(self.vm_checks()).collect()
+    }
+
+    /// Whether VMs can run here, and how.
+    fn vm_checks(&self) -> Vec<Check> {
+        let Some(facts) = &self.own_row.facts else { return Vec::new() };
+        let (qemu, kvm) = (&facts.qemu, &facts.kvm);
+        let qemu = match qemu.usable {
+            true => Check::ok("qemu", qemu.why.clone()),
+            false => Check::warning("qemu", qemu.why.clone(), "Until then this host runs no VMs"),
+        };
+        let kvm = match kvm.usable {
+            true => Check::ok("kvm", kvm.why.clone()),
+            false => Check::warning("kvm", kvm.why.clone(), "Until then VMs run without it, some ten times slower"),
+        };
+        vec![qemu, kvm]
     }
 
     pub(super) fn peers(&self) -> Vec<Peer> {

@@ -9,7 +9,7 @@ use crate::control::model::{BootDevice, Cdrom, Vm, VmCreate, VmDetails};
 use crate::control::problem::{ApiError, ErrorCode};
 use crate::entropy;
 use crate::image::Pull;
-use crate::name::Name;
+use crate::name::{Name, meant};
 use crate::text::Text;
 use crate::vm::{BaseImage, Boot, Nic, Spec, VmError, VmInfo};
 use anyhow::Context;
@@ -156,8 +156,7 @@ impl Agent {
     pub(super) async fn show_vm(&self, name: &Name) -> Result<Vm, ApiError> {
         let wanted = name.clone();
         let found = self.core.call(move |core| core.vms().into_iter().find(|vm| vm.name == *wanted)).await?;
-        let mut vm =
-            found.ok_or_else(|| ApiError::not_found(format!("There is no VM {name}: `virtuoso vm list` shows all")))?;
+        let Some(mut vm) = found else { return Err(self.no_vm(name).await?) };
         if let Some(info) = self.vms.info(name).await.ok().filter(|info| info.spec.id == vm.id) {
             let cdrom = match &info.spec.cdrom {
                 Some(medium) => Some(self.cdrom(medium).await?),
@@ -166,6 +165,12 @@ impl Agent {
             vm.details = Some(details(info, cdrom));
         }
         Ok(vm)
+    }
+
+    async fn no_vm(&self, name: &Name) -> Result<ApiError, ApiError> {
+        let vms = self.core.call(|core| core.vms()).await?;
+        let meant = meant(name, vms.iter().map(|vm| &*vm.name));
+        Ok(ApiError::not_found(format!("There is no VM {name}: `virtuoso vm list` shows all{meant}")))
     }
 
     /// The host that a request is for, unless it is this one.
@@ -205,14 +210,21 @@ impl Core {
     pub(super) fn host_named(&self, text: &str) -> Result<HostId, ApiError> {
         let hosts = self.hosts();
         let found = hosts.iter().find(|host| *host.name == *text || host.id.to_string() == text);
-        let unknown = || ApiError::not_found(format!("There is no host {text}: `virtuoso host list` shows all"));
+        let unknown = || {
+            let meant = meant(text, hosts.iter().map(|host| &*host.name));
+            ApiError::not_found(format!("There is no host {text}: `virtuoso host list` shows all{meant}"))
+        };
         Ok(found.ok_or_else(unknown)?.id.0)
     }
 
     fn base_image(&mut self, name: Name) -> Result<BaseImage, ApiError> {
-        let image = self.images().into_iter().find(|image| image.name == *name);
-        let unknown = || ApiError::not_found(format!("No host has an image {name}: `virtuoso image list` shows all"));
-        Ok(BaseImage { digest: image.ok_or_else(unknown)?.digest, name })
+        let images = self.images();
+        let unknown = || {
+            let meant = meant(&name, images.iter().map(|image| &*image.name));
+            ApiError::not_found(format!("No host has an image {name}: `virtuoso image list` shows all{meant}"))
+        };
+        let digest = images.iter().find(|image| image.name == *name).ok_or_else(unknown)?.digest;
+        Ok(BaseImage { digest, name })
     }
 
     /// A VM as it was asked for, with an id and addresses that follow from the request.

@@ -37,6 +37,12 @@ impl fmt::Display for QemuVersion {
     }
 }
 
+/// The first that knows the machine which VMs see.
+const VERSION_MIN: QemuVersion = QemuVersion { major: 7, minor: 2, micro: 0 };
+/// What helps.
+const INSTALL: &str = "install packages qemu-system-x86 and qemu-utils (Debian 12, Ubuntu 23.04 or later), or \
+                       qemu-system-x86-core and qemu-img (Fedora)";
+
 /// QEMU tells its version within 50 ms; on a machine that thrashes it may take some seconds.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -45,7 +51,7 @@ impl QemuState {
         let name = format!("qemu-system-{}", qemu_arch(arch));
         match find(&name, std::env::var_os("PATH").as_deref()) {
             Some(path) => Self::ask(path).await,
-            None => Self::unusable(None, format!("There is no {name} in PATH: install it")),
+            None => Self::unusable(None, format!("There is no {name} in PATH: {INSTALL}")),
         }
     }
 
@@ -62,6 +68,10 @@ impl QemuState {
             }
         };
         match parse_version(&String::from_utf8_lossy(&output.stdout)) {
+            Some(version) if version < VERSION_MIN => {
+                let why = format!("{shown} {version} is too old: VMs need {VERSION_MIN} or later; {INSTALL}");
+                Self { usable: false, path: Some(path), version: Some(version), why }
+            }
             Some(version) => {
                 Self { usable: true, path: Some(path), version: Some(version), why: format!("{shown} {version}") }
             }
@@ -143,6 +153,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let state = QemuState::ask(script(directory.path(), "exit 3")).await;
         assert!(!state.usable && state.why.contains("exit status: 3"), "{state:?}");
+        let state = QemuState::ask(script(directory.path(), "echo QEMU emulator version 6.2.0")).await;
+        assert!(!state.usable && state.why.contains("7.2.0 or later; install"), "{state:?}");
         let state = QemuState::ask(directory.path().join("absent")).await;
         assert!(!state.usable && state.why.contains("does not run"), "{state:?}");
     }

@@ -1,9 +1,10 @@
-//! What cloud images read at their first boot: cloud-init's NoCloud source, a small disk with the VM's name and the
-//! keys that may log in.
+//! What cloud images read at their first boot: cloud-init's NoCloud source, a small disk with the VM's name, the keys
+//! that may log in, and that its interfaces get their addresses by DHCP.
 
 use super::error::VmError;
-use super::spec::Spec;
+use super::spec::{Nic, Spec};
 use anyhow::Context;
+use serde_json::json;
 use std::fs;
 use std::path::{Path, PathBuf};
 use tokio::process::Command;
@@ -19,7 +20,11 @@ pub(super) async fn make(spec: &Spec, dir: &Path) -> anyhow::Result<PathBuf> {
         fs::write(&file, text).with_context(|| format!("Can't write {}", file.display()))?;
         Ok(file)
     };
-    let files = [write("meta-data", meta_data(spec))?, write("user-data", user_data(spec)?)?];
+    let files = [
+        write("meta-data", meta_data(spec))?,
+        write("user-data", user_data(spec)?)?,
+        write("network-config", network_config(spec)?)?,
+    ];
     for (program, arguments) in PROGRAMS {
         let mut command = Command::new(program);
         command.args(arguments).arg("-quiet").args(["-volid", "cidata", "-joliet", "-rock", "-output"]).arg(&path);
@@ -41,13 +46,26 @@ fn meta_data(spec: &Spec) -> String {
 
 /// JSON is YAML, and needs no care for what stands in a key.
 fn user_data(spec: &Spec) -> anyhow::Result<String> {
-    let data = serde_json::json!({
+    let data = json!({
         "hostname": spec.name,
         "disable_root": false,
         "ssh_authorized_keys": spec.ssh_keys,
         "users": ["default", {"name": "root", "ssh_authorized_keys": spec.ssh_keys}],
     });
     Ok(format!("#cloud-config\n{}\n", serde_json::to_string(&data).context("Can't encode user-data")?))
+}
+
+/// Version 2 of cloud-init's own format. Interfaces are told apart by their addresses: what a guest's kernel calls them
+/// differs. A boot does not wait for one that gets no answer, as in a network without DHCP.
+fn network_config(spec: &Spec) -> anyhow::Result<String> {
+    let interface = |(index, nic): (usize, &Nic)| {
+        let mac = nic.mac.to_string();
+        let settings = json!({"match": {"macaddress": mac}, "dhcp4": true, "optional": true});
+        (format!("nic{index}"), settings)
+    };
+    let interfaces: serde_json::Map<_, _> = spec.nics.iter().enumerate().map(interface).collect();
+    let config = json!({"version": 2, "ethernets": interfaces});
+    Ok(format!("{}\n", serde_json::to_string(&config).context("Can't encode a network-config")?))
 }
 
 #[cfg(test)]
@@ -61,5 +79,29 @@ mod tests {
         assert!(meta_data(&spec).ends_with("local-hostname: vm-8-1\n"));
         let text = user_data(&spec).unwrap();
         assert!(text.starts_with("#cloud-config\n{") && text.contains(r#"ssh-ed25519 AAAA \"me\""#), "{text}");
+    }
+
+    #[test]
+    fn interfaces_are_told_by_their_addresses() {
+        let text = network_config(&spec()).unwrap();
+        let config: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let nic = &config["ethernets"]["nic0"];
+        assert_eq!((&config["version"], &nic["dhcp4"]), (&json!(2), &json!(true)));
+        assert_eq!(nic["match"]["macaddress"], json!(spec().nics[0].mac.to_string()));
+    }
+
+    /// Read by a program of another origin than the one that wrote it, with the names that cloud-init looks for.
+    #[tokio::test]
+    async fn the_disk_can_be_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let Ok(path) = make(&spec(), dir.path()).await else { return eprintln!("skipped: nothing here makes disks") };
+        let ask = |what: &str| std::process::Command::new("isoinfo").args(["-J", what, "-i"]).arg(&path).output();
+        let (Ok(head), Ok(list)) = (ask("-d"), ask("-f")) else {
+            return eprintln!("skipped: there is no isoinfo here");
+        };
+        let text = String::from_utf8_lossy(&[head.stdout, list.stdout].concat()).to_ascii_lowercase();
+        for part in ["volume id: cidata", "/meta-data", "/user-data", "/network-config"] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
     }
 }
