@@ -49,11 +49,13 @@ pub enum DropReason {
     PortRefused,
     /// It was given up after a wait, so that its flow slows down.
     Congested,
+    /// It speaks in the name of another station than its sender may.
+    Spoofed,
 }
 
 impl DropReason {
     /// All reasons, in the order of their counters.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Malformed,
         Self::UnknownVersion,
         Self::UnknownNetwork,
@@ -75,6 +77,7 @@ impl DropReason {
         Self::BadOffload,
         Self::PortRefused,
         Self::Congested,
+        Self::Spoofed,
     ];
 
     /// The stable name, as the API shows it.
@@ -101,6 +104,7 @@ impl DropReason {
             Self::BadOffload => "bad_offload",
             Self::PortRefused => "port_refused",
             Self::Congested => "congested",
+            Self::Spoofed => "spoofed",
         }
     }
 }

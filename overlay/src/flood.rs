@@ -7,6 +7,8 @@ use crate::time::Instant;
 /// A token bucket of frames.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FloodLimit {
+    per_s: u64,
+    burst: u64,
     /// Millionths of a frame.
     tokens: u64,
     filled: Instant,
@@ -16,17 +18,22 @@ const MILLION: u64 = 1_000_000;
 
 impl Default for FloodLimit {
     fn default() -> Self {
-        Self { tokens: FLOOD_BURST * MILLION, filled: Instant(0) }
+        Self::new(FLOOD_FRAMES_PER_S, FLOOD_BURST)
     }
 }
 
 impl FloodLimit {
+    /// So many frames a second, and at once.
+    pub(crate) const fn new(per_s: u64, burst: u64) -> Self {
+        Self { per_s, burst, tokens: burst * MILLION, filled: Instant(0) }
+    }
+
     /// Takes one frame's token; false if there is none.
     pub(crate) fn take(&mut self, now: Instant) -> bool {
         let micros = now.0.saturating_sub(self.filled.0);
         self.filled = self.filled.max(now);
-        let refill = micros.saturating_mul(FLOOD_FRAMES_PER_S);
-        self.tokens = self.tokens.saturating_add(refill).min(FLOOD_BURST * MILLION);
+        let refill = micros.saturating_mul(self.per_s);
+        self.tokens = self.tokens.saturating_add(refill).min(self.burst * MILLION);
         let taken = self.tokens >= MILLION;
         if taken {
             self.tokens -= MILLION;
@@ -52,7 +59,7 @@ mod tests {
 
     #[test]
     fn a_clock_that_stands_still_refills_nothing() {
-        let mut limit = FloodLimit { tokens: 0, filled: Instant(5) };
+        let mut limit = FloodLimit { tokens: 0, filled: Instant(5), ..FloodLimit::default() };
         assert!(!limit.take(Instant(5)));
         assert!(!limit.take(Instant(1)));
     }

@@ -73,6 +73,14 @@ pub const REDIRECT_INTERVAL: Duration = Duration::from_millis(20);
 pub const FLOOD_FRAMES_PER_S: u64 = 20_000;
 /// See [`FLOOD_FRAMES_PER_S`].
 pub const FLOOD_BURST: u64 = 20_000;
+
+/// Packets a second of a network's local ports for DHCP and DNS, and at once. Hundreds of guests that boot together
+/// ask some times each; more would keep the control plane from its work.
+pub const SERVICE_PACKETS_PER_S: u64 = 500;
+/// See [`SERVICE_PACKETS_PER_S`].
+pub const SERVICE_BURST: u64 = 500;
+/// Bytes of a frame for DHCP or DNS: a question has some hundred.
+pub const SERVICE_PACKET_BYTES_MAX: usize = 1514;
 /// Hosts of a network to which links are made before there is traffic, so that claims reach them directly.
 pub const EAGER_LINKS_MAX: usize = 32;
 

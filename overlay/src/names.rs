@@ -2,7 +2,9 @@
 //! stations, and every host decides collisions alike from the replicated rows.
 
 pub mod addresses;
+pub mod lease;
 pub mod subnet;
+pub mod zone;
 
 pub use addresses::{Addresses, Owner};
 pub use subnet::{AddressPlan, Subnet};

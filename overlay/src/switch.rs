@@ -24,12 +24,14 @@ mod claiming;
 mod forwarding;
 mod hold;
 mod segment;
+mod service;
 mod takeover;
 #[cfg(test)]
 mod tests;
 
 pub use forwarding::{Egress, Ingress};
 pub use segment::{NetworkSpec, PortId};
+pub use service::Assignment;
 
 use crate::claims::Claim;
 use crate::crypto::{Signer, Verifier};
@@ -121,6 +123,13 @@ pub enum Upward {
     },
     /// Something an operator may want to see.
     Event(SwitchEvent),
+    /// Answer a frame of a local port for the service station, by [`Switch::serve`].
+    Service {
+        /// The network.
+        network: NetworkId,
+        /// The frame.
+        frame: Vec<u8>,
+    },
 }
 
 /// Something an operator may want to see.

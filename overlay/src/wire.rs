@@ -9,7 +9,9 @@ pub mod announce;
 pub mod arp;
 pub mod beacon;
 pub mod codec;
+pub mod dhcp;
 pub mod disc;
+pub mod dns;
 pub mod ethernet;
 pub mod frame;
 pub mod image;
@@ -17,6 +19,7 @@ pub mod ip;
 pub mod message;
 pub mod nd;
 pub mod too_big;
+pub mod udp;
 
 /// Why bytes are not the packet that a view was asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]

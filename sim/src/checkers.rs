@@ -100,6 +100,7 @@ impl World {
             Upward::Event(SwitchEvent::Moved { mac, epoch, .. }) => ("moved", *mac, epoch.0),
             Upward::Event(SwitchEvent::Conflict { mac, .. }) => ("conflict", *mac, 0),
             Upward::Event(SwitchEvent::Released { mac, .. }) => ("released", *mac, 0),
+            Upward::Service { .. } => return,
         };
         if let Upward::Event(SwitchEvent::Moved { network, mac, from, .. }) = upward
             && *from == self.hosts[host].id

@@ -73,7 +73,8 @@ impl Glue {
                     tell_claim(now, node, switch, host, Key::Claim(network, mac));
                 }
             }
-            Upward::Event(_) => {}
+            // Simulated networks have no address plan.
+            Upward::Event(_) | Upward::Service { .. } => {}
         }
         Outside::Done
     }

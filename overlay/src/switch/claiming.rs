@@ -216,7 +216,7 @@ impl Switch {
         self.effects.push_back(SwitchEffect::Upward(Upward::Publish(claim)));
     }
 
-    fn add_addresses(&mut self, network: NetworkId, mac: Mac, ips: &[IpAddr], router: Option<bool>) {
+    pub(super) fn add_addresses(&mut self, network: NetworkId, mac: Mac, ips: &[IpAddr], router: Option<bool>) {
         let Some(segment) = self.segments.get_mut(&network) else { return };
         let Some(binding) = segment.bindings.get_mut(&mac).filter(|b| b.state.is_ours()) else { return };
         let claim = &mut binding.claim;
@@ -229,11 +229,17 @@ impl Switch {
             }
         }
         if (claim.ips.len(), claim.router) != known {
-            claim.revision += 1;
-            let claim = claim.clone();
-            self.announce(&claim);
-            self.effects.push_back(SwitchEffect::Upward(Upward::Publish(claim)));
+            self.revise(network, mac);
         }
+    }
+
+    /// What our claim says has changed: the world hears of it.
+    pub(super) fn revise(&mut self, network: NetworkId, mac: Mac) {
+        let Some(binding) = self.binding(network, mac) else { return };
+        binding.claim.revision += 1;
+        let claim = binding.claim.clone();
+        self.announce(&claim);
+        self.effects.push_back(SwitchEffect::Upward(Upward::Publish(claim)));
     }
 
     /// A port shows an address that another host holds: ask it, or take it over if its lease ran out.

@@ -6,7 +6,9 @@ use crate::claims::Claim;
 use crate::drop_reason::DropReason;
 use crate::ids::{HostId, Mac, NetworkId};
 use crate::limits::{HOP_LIMIT, REDIRECT_INTERVAL, STRAGGLER_TIME};
+use crate::names::SERVICE_MAC;
 use crate::switch::hold::Held;
+use crate::switch::service::Served;
 use crate::time::Instant;
 use crate::wire::beacon;
 use crate::wire::ethernet::{self, EthernetView};
@@ -57,6 +59,19 @@ impl Switch {
         if ethernet::is_link_local_group(dst) || beacon::is_beacon(&view) {
             return Ingress::Drop(DropReason::LinkLocal);
         }
+        match self.serve_locally(now, network, &view, (frame, len - VNET_BYTES)) {
+            Served::No => {}
+            Served::Reply => {
+                self.learn(now, network, src, &view);
+                return Ingress::Reply(&self.reply, DropReason::Answered);
+            }
+            Served::Drop(reason) => {
+                if reason != DropReason::Spoofed {
+                    self.learn(now, network, src, &view);
+                }
+                return Ingress::Drop(reason);
+            }
+        }
         if !self.learn(now, network, src, &view) {
             return Ingress::Drop(DropReason::Duplicate);
         }
@@ -105,6 +120,9 @@ impl Switch {
         let (src, dst) = (view.src(), view.dst());
         if src.is_group() || src == Mac::ZERO {
             return Egress::Drop(DropReason::BadSource);
+        }
+        if src == SERVICE_MAC || dst == SERVICE_MAC {
+            return Egress::Drop(DropReason::Spoofed);
         }
         // A guest may overtake its own frames when it moves here, and a frame from here may be sent back to where its
         // destination has moved: here.

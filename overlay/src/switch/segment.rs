@@ -5,8 +5,9 @@ use crate::flood::FloodLimit;
 use crate::ids::{HostId, Mac, NetworkId};
 use crate::seeded::{SeededMap, SeededState};
 use crate::switch::hold::HeldFrames;
+use crate::switch::service::Service;
 use crate::time::Instant;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 /// A network, as every host has it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,6 +30,9 @@ pub(super) struct Segment {
     pub(super) ips: SeededMap<IpAddr, Mac>,
     pub(super) local_count: usize,
     pub(super) flood: FloodLimit,
+    /// Stations at this host's ports that may use one IPv4 address alone.
+    pub(super) guards: SeededMap<Mac, Ipv4Addr>,
+    pub(super) service: Option<Service>,
 }
 
 /// A claim and what this host does about it.
@@ -85,6 +89,8 @@ impl Segment {
             ips: SeededMap::with_hasher(state),
             local_count: 0,
             flood: FloodLimit::default(),
+            guards: SeededMap::with_hasher(state),
+            service: None,
         }
     }
 

@@ -90,6 +90,11 @@ impl<'a> Ipv4View<'a> {
         u16::from_be_bytes([self.header[6], self.header[7]]) & 0x1fff
     }
 
+    /// Whether it is a part of a packet only.
+    pub fn is_fragment(&self) -> bool {
+        self.fragment_offset() != 0 || self.header[6] & 0x20 != 0
+    }
+
     /// Whether the header's checksum is right.
     pub fn checksum_ok(&self) -> bool {
         Checksum::default().with(self.header).finish() == 0

@@ -450,7 +450,7 @@ impl Crowd {
                 let now = self.instant();
                 self.switches[host].handle_port_found(now, network, mac, found);
             }
-            Upward::Event(_) => {}
+            Upward::Event(_) | Upward::Service { .. } => {}
         }
     }
 
