@@ -233,15 +233,6 @@ impl Switch {
         }
     }
 
-    /// What our claim says has changed: the world hears of it.
-    pub(super) fn revise(&mut self, network: NetworkId, mac: Mac) {
-        let Some(binding) = self.binding(network, mac) else { return };
-        binding.claim.revision += 1;
-        let claim = binding.claim.clone();
-        self.announce(&claim);
-        self.effects.push_back(SwitchEffect::Upward(Upward::Publish(claim)));
-    }
-
     /// A port shows an address that another host holds: ask it, or take it over if its lease ran out.
     fn want(&mut self, now: Instant, network: NetworkId, mac: Mac, port: Option<PortId>) {
         let Some(binding) = self.binding(network, mac) else { return };
@@ -667,7 +658,7 @@ impl Switch {
         }
     }
 
-    fn binding(&mut self, network: NetworkId, mac: Mac) -> Option<&mut Binding> {
+    pub(super) fn binding(&mut self, network: NetworkId, mac: Mac) -> Option<&mut Binding> {
         self.segments.get_mut(&network)?.bindings.get_mut(&mac)
     }
 

@@ -78,6 +78,15 @@ impl Switch {
         }
     }
 
+    /// What our claim says has changed: the world hears of it.
+    pub(super) fn revise(&mut self, network: NetworkId, mac: Mac) {
+        let Some(binding) = self.binding(network, mac) else { return };
+        binding.claim.revision += 1;
+        let claim = binding.claim.clone();
+        self.announce(&claim);
+        self.effects.push_back(SwitchEffect::Upward(Upward::Publish(claim)));
+    }
+
     /// A station at a port of this host may speak in any name again.
     pub fn unguard(&mut self, network: NetworkId, mac: Mac) {
         if let Some(segment) = self.segments.get_mut(&network) {
