@@ -4,10 +4,12 @@
 //! One Linux bridge per network joins what stands on this host; the agent's TAP in it leads to the other hosts. This
 //! module makes and watches them. It moves no frame and decides nothing about networks.
 
+mod address;
 mod beacon;
 mod bridge;
 mod error;
 mod fdb;
+mod guard;
 mod interface;
 mod monitor;
 mod port;

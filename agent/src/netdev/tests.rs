@@ -1,6 +1,8 @@
 //! Against the kernel, in a network namespace of each test's own. Without the right to make one they are skipped, and
 //! say so.
 
+mod guard;
+
 use super::*;
 use crate::netdev::monitor::watch_within;
 use rtnetlink::{LinkUnspec, LinkVeth};

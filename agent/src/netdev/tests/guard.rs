@@ -1,0 +1,106 @@
+//! Guests that speak in another's name, and this host's own addresses.
+
+use super::*;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use virtuoso_overlay::names::{SERVICE_MAC, Subnet};
+use virtuoso_overlay::wire::arp;
+use virtuoso_overlay::wire::ethernet::VlanTags;
+use virtuoso_overlay::wire::udp;
+
+const IP: Ipv4Addr = Ipv4Addr::new(10, 8, 0, 7);
+const OTHER_IP: Ipv4Addr = Ipv4Addr::new(10, 8, 0, 8);
+
+fn subnet() -> Subnet {
+    "10.8.0.0/24".parse().unwrap()
+}
+
+/// Writes frames to a guest's TAP, and returns those of them that reach `listener`.
+fn pass(guest: &OwnedFd, listener: &OwnedFd, frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    received(listener);
+    for frame in frames {
+        let packet = [&[0; VNET_BYTES], &frame[..]].concat();
+        assert_eq!(File::from(guest.try_clone().unwrap()).write(&packet).unwrap(), packet.len());
+    }
+    received(listener).into_iter().filter(|frame| frames.contains(frame)).collect()
+}
+
+fn datagram(mac: Mac, ip: Ipv4Addr) -> Vec<u8> {
+    let (from, to) = (SocketAddrV4::new(ip, 1), SocketAddrV4::new(OTHER_IP, 1));
+    udp::build((mac, from), (Mac::BROADCAST, to), b"hello").unwrap()
+}
+
+fn announcement(mac: Mac, ip: Ipv4Addr) -> Vec<u8> {
+    arp::build_request(Mac::BROADCAST, ip, mac, ip, VlanTags::NONE)
+}
+
+#[test]
+fn a_guarded_guest_uses_its_own_addresses_only() {
+    in_namespace(|netdev| async move {
+        netdev.ensure_bridge(BLUE, 1500).await.unwrap();
+        let agent = netdev.create_tap(BLUE).await.unwrap();
+        let guest = guest_port(&netdev, BLUE, "guest0").await;
+        let listener = guest_port(&netdev, BLUE, "guest1").await;
+        let own = [datagram(GUEST, IP), announcement(GUEST, IP), announcement(GUEST, Ipv4Addr::UNSPECIFIED)];
+        let stolen_mac = [datagram(OTHER, IP), announcement(OTHER, IP)];
+        let stolen_ip = [datagram(GUEST, OTHER_IP), announcement(GUEST, OTHER_IP)];
+        for frames in [&own[..], &stolen_mac, &stolen_ip] {
+            assert_eq!(pass(&guest, &listener, frames), frames, "nothing is guarded yet");
+        }
+
+        netdev.guard(BLUE, "guest0", GUEST, Some(IP)).await.unwrap();
+        assert_eq!(pass(&guest, &listener, &own), own);
+        assert!(pass(&guest, &listener, &stolen_mac).is_empty());
+        assert!(pass(&guest, &agent.fd, &stolen_mac).is_empty(), "it leaves the host neither");
+        if std::process::Command::new("nft").arg("-v").output().is_ok() {
+            assert!(pass(&guest, &listener, &stolen_ip).is_empty());
+        } else {
+            println!("SKIPPED in part: nft is not installed");
+        }
+        assert_eq!(netdev.fdb_lookup(BLUE, GUEST).await.unwrap().as_deref(), Some("guest0"));
+
+        // Another address, as after a collision.
+        netdev.guard(BLUE, "guest0", GUEST, Some(OTHER_IP)).await.unwrap();
+        assert_eq!(pass(&guest, &listener, &stolen_ip), stolen_ip);
+        netdev.unguard("guest0").await;
+        assert_eq!(pass(&guest, &listener, &own), own);
+    });
+}
+
+#[test]
+fn what_is_for_the_service_station_goes_to_the_agent_only() {
+    in_namespace(|netdev| async move {
+        netdev.ensure_bridge(BLUE, 1500).await.unwrap();
+        let agent = netdev.create_tap(BLUE).await.unwrap();
+        let guest = guest_port(&netdev, BLUE, "guest0").await;
+        let listener = guest_port(&netdev, BLUE, "guest1").await;
+        netdev.show_service(BLUE).await.unwrap();
+        let (from, to) = (SocketAddrV4::new(IP, 1), SocketAddrV4::new(subnet().service(), 53));
+        let question = vec![udp::build((GUEST, from), (SERVICE_MAC, to), b"hello").unwrap()];
+        assert!(pass(&guest, &listener, &question).is_empty());
+        assert_eq!(pass(&guest, &agent.fd, &question), question);
+    });
+}
+
+#[test]
+fn the_bridge_has_one_address_of_its_subnet_and_no_route_leads_elsewhere() {
+    in_namespace(|netdev| async move {
+        let bridge = netdev.ensure_bridge(BLUE, 1500).await.unwrap();
+        netdev.set_bridge_mac(BLUE, GUEST).await.unwrap();
+        assert_eq!(netdev.interface(&bridge.name).await.unwrap().mac, Some(GUEST));
+        for ip in [IP, IP, OTHER_IP] {
+            netdev.set_address(BLUE, subnet(), Some(ip)).await.unwrap();
+            assert_eq!(netdev.addresses(bridge.index).await.unwrap(), [std::net::IpAddr::from(ip)]);
+        }
+        assert_eq!(netdev.route_into(BLUE, subnet()).await.unwrap(), None, "its own route is none");
+
+        let other = netdev.ensure_bridge(RED, 1500).await.unwrap();
+        let address = "10.8.0.129".parse().unwrap();
+        netdev.handle.address().add(other.index, address, 25).execute().await.unwrap();
+        let route = netdev.route_into(BLUE, subnet()).await.unwrap();
+        assert_eq!(route.as_deref(), Some("10.8.0.128/25 dev vb-000004ed"));
+        assert_eq!(netdev.route_into(BLUE, "10.9.0.0/24".parse().unwrap()).await.unwrap(), None);
+
+        netdev.leave_address(BLUE, subnet()).await.unwrap();
+        assert_eq!(netdev.remove_bridge(BLUE, RemoveBridge::IfUnused).await.unwrap(), BridgeRemoval::Removed);
+    });
+}
