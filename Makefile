@@ -180,6 +180,7 @@ install: ## Install what `make release` built: PREFIX=/usr/local; binary, manual
 	sed 's|/usr/local/|$(PREFIX)/|' dist/virtuoso.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/virtuoso.service
 	install -D -m 644 dist/sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/virtuoso.conf
 	install -D -m 644 dist/agent.toml $(DESTDIR)$(PREFIX)/share/doc/virtuoso/agent.toml
+	install -D -m 644 dist/resolved.conf $(DESTDIR)$(PREFIX)/lib/systemd/resolved.conf.d/virtuoso.conf
 	@if [ -z '$(DESTDIR)' ] && [ "$$(id -u)" = 0 ]; then \
 		getent passwd virtuoso > /dev/null || \
 			useradd --system --user-group --home-dir /var/lib/virtuoso --shell /usr/sbin/nologin virtuoso; \

@@ -11,6 +11,7 @@ mod node;
 mod output;
 mod progress;
 mod shell;
+mod ssh;
 mod swarm;
 mod table;
 mod terminal;
@@ -97,6 +98,7 @@ enum Verb {
     /// Virtual machines
     #[command(subcommand)]
     Vm(Box<vm::VmVerb>),
+    Ssh(ssh::SshArgs),
     /// Members of the swarm, and the way in
     #[command(subcommand)]
     Swarm(swarm::SwarmVerb),
@@ -142,6 +144,7 @@ fn ask(verb: Verb, asking: &Asking) -> anyhow::Result<ExitCode> {
             Verb::Fdb(args) => args.run(asking).await,
             Verb::Image(verb) => verb.run(asking).await,
             Verb::Vm(verb) => verb.run(asking).await,
+            Verb::Ssh(args) => args.run(asking).await,
             Verb::Swarm(verb) => verb.run(asking).await,
             Verb::Agent(_) | Verb::Config(_) | Verb::Completions(_) | Verb::Man(_) => {
                 unreachable!("these verbs run without an agent")

@@ -2,14 +2,16 @@
 //! that can't be wrong. Nothing here opens a socket or looks at the machine, except for the default host name.
 
 pub mod address;
+pub mod dns;
 pub mod file;
-mod nearest;
+pub(crate) mod nearest;
 
 use crate::logging::{LogFilter, LogFormat};
 use crate::name::Name;
 use crate::size::ByteSize;
 use address::Bootstrap;
 use anyhow::Context;
+pub use dns::DnsListen;
 use libp2p::Multiaddr;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -57,6 +59,8 @@ pub struct Config {
     pub labels: BTreeMap<String, String>,
     /// The share of this machine that its owner lends to the swarm.
     pub limits: Limits,
+    /// This host's resolver.
+    pub dns: Dns,
     /// What goes to stderr.
     pub log: Log,
 }
@@ -71,6 +75,13 @@ pub struct Limits {
     pub memory: Option<ByteSize>,
     /// Disk space of images and volumes together.
     pub disk: Option<ByteSize>,
+}
+
+/// The resolver for this host's users.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct Dns {
+    /// A loopback address and port, or `off`.
+    pub listen: DnsListen,
 }
 
 /// Logging.
@@ -100,7 +111,15 @@ pub struct Layer {
     #[serde(deserialize_with = "file::deserialize_labels")]
     pub labels: Option<BTreeMap<String, String>>,
     pub limits: Option<Limits>,
+    pub dns: DnsLayer,
     pub log: LogLayer,
+}
+
+/// See [`Dns`].
+#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DnsLayer {
+    pub listen: Option<DnsListen>,
 }
 
 /// See [`Log`].
@@ -164,6 +183,7 @@ impl Config {
             mdns: flags.mdns.or(file.mdns).unwrap_or(true),
             labels: flags.labels.or(file.labels).unwrap_or_default(),
             limits: flags.limits.or(file.limits).unwrap_or_default(),
+            dns: Dns { listen: flags.dns.listen.or(file.dns.listen).unwrap_or_default() },
             log: Log {
                 level: flags.log.level.or(file.log.level).unwrap_or_default(),
                 format: flags.log.format.or(file.log.format).unwrap_or_default(),
@@ -205,6 +225,7 @@ impl Config {
             ("bootstrap", old.bootstrap != new.bootstrap),
             ("advertise", old.advertise != new.advertise),
             ("mdns", old.mdns != new.mdns),
+            ("dns.listen", old.dns != new.dns),
             ("log.format", old.log.format != new.log.format),
         ];
         changes.applied.extend(reloadable.iter().filter(|(_, differs)| *differs).map(|(key, _)| key));

@@ -7,12 +7,15 @@ mod addresses;
 mod admission;
 mod backend;
 mod cdrom_verbs;
+mod directory;
 mod facts_row;
+mod host_addresses;
 mod image_source;
 mod images;
 mod networks;
 mod plane;
 pub mod ports;
+mod station;
 mod swarm_events;
 mod switch_events;
 mod tables;
@@ -290,7 +293,7 @@ impl Core {
         for (_, uplink) in std::mem::take(&mut self.uplinks) {
             uplink.halt().await.say();
         }
-        let attached = self.networks.attached().collect();
+        let attached = self.networks.attached().map(|network| (network, self.networks.plan(network))).collect();
         networks::leave_devices(&self.netdev, attached).await;
         self.swarm.shutdown().await;
         self.events.close();

@@ -92,6 +92,8 @@ pub enum EventKind {
     PortAttached { network: String, interface: String },
     /// A port went.
     PortDetached { network: String, interface: String },
+    /// This host gets no address of a network's subnet, because one of its routes leads there.
+    HostAddressRefused { network: String, subnet: String, route: String },
     /// This host joins the LAN behind an uplink to the network.
     UplinkActive {
         network: String,

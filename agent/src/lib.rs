@@ -17,6 +17,7 @@ pub mod identity;
 pub mod image;
 pub mod logging;
 pub mod name;
+pub mod names;
 mod nbd;
 pub mod netdev;
 pub mod size;

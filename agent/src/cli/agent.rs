@@ -2,7 +2,7 @@
 
 use super::{AgentStart, output};
 use crate::config::address::{Bootstrap, parse_address, parse_listen};
-use crate::config::{DEFAULT_FILE, Layer, LogLayer, Source, check_label};
+use crate::config::{DEFAULT_FILE, DnsLayer, DnsListen, Layer, LogLayer, Source, check_label};
 use crate::logging::{self, LogFilter, LogFormat};
 use crate::name::Name;
 use anyhow::Context;
@@ -59,6 +59,9 @@ struct Settings {
     /// A label of this host; can be repeated
     #[arg(long = "label", value_name = "KEY=VALUE", env = "VIRTUOSO_LABELS", value_delimiter = ',', value_parser = parse_label)]
     labels: Option<Vec<(String, String)>>,
+    /// A loopback address and port where names are resolved for this host's users, or off [default: 127.0.0.47:53]
+    #[arg(long, value_name = "IP:PORT|off", env = "VIRTUOSO_DNS_LISTEN")]
+    dns_listen: Option<DnsListen>,
     /// error, warn, info, debug, trace, or TARGET=LEVEL pairs with commas between [default: info]
     #[arg(long, value_name = "LEVEL", env = "VIRTUOSO_LOG_LEVEL")]
     log_level: Option<LogFilter>,
@@ -110,6 +113,7 @@ impl Settings {
             mdns: self.mdns,
             labels: self.labels.map(|labels| labels.into_iter().collect()),
             limits: None,
+            dns: DnsLayer { listen: self.dns_listen },
             log: LogLayer { level: self.log_level, format: self.log_format },
         }
     }

@@ -27,6 +27,7 @@ const KEYS: &[(&str, Option<&[&str]>)] = &[
     ("mdns", Some(&[])),
     ("labels", None),
     ("limits", Some(&["vcpus", "memory", "disk"])),
+    ("dns", Some(&["listen"])),
     ("log", Some(&["level", "format"])),
 ];
 

@@ -4,7 +4,7 @@
 const EDITS_MAX: usize = 3;
 
 /// The word of `words` that is fewest edits away from `wrong`, if any is near.
-pub(super) fn nearest<'a>(wrong: &str, words: &[&'a str]) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(wrong: &str, words: &[&'a str]) -> Option<&'a str> {
     let edits_max = EDITS_MAX.min(wrong.chars().count() / 2 + 1);
     let near = words.iter().map(|word| (distance(wrong, word), *word)).min()?;
     (near.0 <= edits_max).then_some(near.1)

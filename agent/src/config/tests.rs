@@ -28,6 +28,9 @@ vcpus = 4
 memory = "8GiB"
 disk = 1073741824
 
+[dns]
+listen = "off"
+
 [log]
 level = "debug"
 format = "json"
@@ -55,6 +58,7 @@ fn the_file_sets_every_key() {
     assert_eq!(config.limits.disk, Some(ByteSize(1 << 30)));
     assert_eq!(config.log.format, LogFormat::Json);
     assert!(!config.mdns);
+    assert_eq!(config.dns.listen, DnsListen::Off);
 }
 
 #[test]

@@ -9,6 +9,7 @@ use crate::events::EventKind;
 use crate::facts::HostFacts;
 use crate::gatekeeper::{Gatekeeper, NotAdmitted};
 use crate::identity::{Ed25519, SigningKey};
+use crate::names;
 use crate::state::StateDir;
 use crate::state::sealed::Kind;
 use crate::swarm::service::Reply;
@@ -99,6 +100,7 @@ impl Core {
     /// If the swarm can't be entered.
     pub fn start(&mut self, facts: HostFacts) -> anyhow::Result<()> {
         self.own_row.facts = Some(facts);
+        tokio::spawn(names::stub::serve(self.handle(), self.config.dns.listen));
         match self.admission.credentials.certificate.clone() {
             Some(certificate) => self.become_member(certificate),
             None => Ok(()),

@@ -72,6 +72,9 @@ impl Core {
         let advertised = self.config.advertise.iter().map(ToString::to_string);
         let mut addresses: Vec<String> = advertised.chain(all.iter().map(ToString::to_string)).collect();
         addresses.retain(|address| !address.starts_with("/ip6/fe80:"));
+        // What is reached through the swarm's networks is no way to build them.
+        let own: Vec<String> = self.networks.own_addresses().map(|ip| format!("/ip4/{ip}/")).collect();
+        addresses.retain(|address| !own.iter().any(|own| address.starts_with(own)));
         if !addresses.iter().all(is_loopback) {
             addresses.retain(|address| !is_loopback(address));
         }

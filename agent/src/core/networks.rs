@@ -1,7 +1,7 @@
 //! The networks of this host: made, attached, left.
 
 use super::switch_events::is_port;
-use super::{Core, Handle, uplinks};
+use super::{Core, Handle, host_addresses, uplinks};
 use crate::clock;
 use crate::control::model::NetworkCreate;
 use crate::control::problem::{ApiError, ErrorCode};
@@ -92,6 +92,8 @@ pub(super) struct Networks {
 struct Attached {
     name: Name,
     participants: Vec<HostId>,
+    mtu: u16,
+    plan: Option<AddressPlan>,
     /// This host's own address on the bridge.
     own: Option<Ipv4Addr>,
 }
@@ -113,6 +115,26 @@ impl Networks {
     /// This host's own address in a network.
     pub(super) fn own_address(&self, network: NetworkId) -> Option<Ipv4Addr> {
         self.attached.get(&network)?.own
+    }
+
+    /// Remembers this host's own address; false if the network is no longer attached.
+    pub(super) fn set_own_address(&mut self, network: NetworkId, ip: Option<Ipv4Addr>) -> bool {
+        self.attached.get_mut(&network).map(|attached| attached.own = ip).is_some()
+    }
+
+    /// This host's own addresses in all networks.
+    pub(super) fn own_addresses(&self) -> impl Iterator<Item = Ipv4Addr> + '_ {
+        self.attached.values().filter_map(|attached| attached.own)
+    }
+
+    /// Largest IP packet of a network that is attached here.
+    pub(super) fn mtu(&self, network: NetworkId) -> Option<u16> {
+        Some(self.attached.get(&network)?.mtu)
+    }
+
+    /// How stations of a network that is attached here get addresses.
+    pub(super) fn plan(&self, network: NetworkId) -> Option<AddressPlan> {
+        self.attached.get(&network)?.plan
     }
 
     pub(super) fn is_uplink(&self, network: &Name, interface: &str) -> bool {
@@ -253,11 +275,14 @@ impl Core {
     /// The TAP is there: frames flow from now on.
     fn begin_network(&mut self, row: &NetworkRow, name: &Name, tap: Tap) -> anyhow::Result<()> {
         let spec = NetworkSpec { id: row.id, mtu: row.mtu };
-        self.networks.attached.insert(row.id, Attached { name: name.clone(), participants: Vec::new(), own: None });
+        let (mtu, plan) = (row.mtu, row.plan);
+        let attached = Attached { name: name.clone(), participants: Vec::new(), mtu, plan, own: None };
+        self.networks.attached.insert(row.id, attached);
         // An uplink that an earlier run left in the bridge may lead to a LAN that another host joins to the network.
         let joins = self.networks.saved.networks.get(name).is_none_or(|saved| saved.uplinks.is_empty());
         self.plane.switch(move |switch, _| {
             switch.set_network(spec);
+            switch.set_service(spec.id, plan);
             if joins {
                 switch.attach(spec.id);
             }
@@ -276,6 +301,18 @@ impl Core {
         self.publish_network(name, row.mtu, row.created, row.plan);
         self.publish_host_row();
         Ok(())
+    }
+
+    /// The rows of a network may say something new about its addresses: the oldest one holds.
+    pub(super) fn refresh_plan(&mut self, network: NetworkId) {
+        let Some(name) = self.networks.name(network).map(str::to_owned) else { return };
+        let Ok(row) = self.find_network(&name) else { return };
+        let Some(attached) = self.networks.attached.get_mut(&network).filter(|known| known.plan != row.plan) else {
+            return;
+        };
+        attached.plan = row.plan;
+        self.plane.switch(move |switch, _| switch.set_service(network, row.plan));
+        self.settle_soon(network);
     }
 
     /// The network is no longer attached here.
@@ -330,8 +367,13 @@ impl Core {
 }
 
 /// Leaves the kernel as it was found: bridges that others use stay, the rest goes.
-pub(super) async fn leave_devices(netdev: &Netdev, attached: Vec<NetworkId>) {
-    for network in attached {
+pub(super) async fn leave_devices(netdev: &Netdev, attached: Vec<(NetworkId, Option<AddressPlan>)>) {
+    for (network, plan) in attached {
+        if let Some(plan) = plan
+            && let Err(error) = netdev.leave_address(network, plan.subnet).await
+        {
+            tracing::debug!(%network, "Can't take this host's address off a bridge: {error:#}");
+        }
         match netdev.remove_bridge(network, RemoveBridge::IfUnused).await {
             Ok(BridgeRemoval::Kept(users)) => tracing::info!(%network, ?users, "A bridge stays for what uses it"),
             Ok(BridgeRemoval::Removed | BridgeRemoval::Absent) => {}
@@ -367,6 +409,9 @@ pub(super) async fn attach(handle: &Handle, netdev: &Netdev, name: &Name) -> Res
     };
     let (begun, wanted) = (row.clone(), name.clone());
     handle.call(move |core| core.begin_network(&begun, &wanted, tap)).await??;
+    if row.plan.is_some() {
+        host_addresses::settle(handle, netdev, row.id).await;
+    }
     Ok(row)
 }
 

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use tokio::sync::Mutex;
 use virtuoso_overlay::ids::{HostId, Mac, NetworkId, VmId};
 use virtuoso_overlay::names::Owner;
+use virtuoso_overlay::switch::Assignment;
 use virtuoso_overlay::table::{Body, Key, VmRow, VmState};
 use virtuoso_overlay::time::UnixTime;
 use virtuoso_overlay::vm::reservations::Share;
@@ -49,8 +50,28 @@ impl Sockets {
         let row = networks::attach(&self.core, &self.netdev, &nic.network).await?;
         let tap = self.netdev.create_guest_tap(&nic.tap, row.mtu).await.map_err(device_error)?;
         self.netdev.attach(row.id, &nic.tap).await.map_err(device_error)?;
+        self.guard(row.id, nic).await;
         self.claim(nic).await?;
         Ok(tap)
+    }
+
+    /// Keeps an interface that is plugged in from speaking in another's name, unless its guest may.
+    async fn guard(&self, network: NetworkId, nic: &Nic) {
+        if nic.spoofing {
+            return;
+        }
+        if let Err(error) = self.netdev.guard(network, &nic.tap, nic.mac.0, nic.ip).await {
+            // An old kernel: what leaves the host is watched by the switch.
+            tracing::warn!(tap = nic.tap, "A guest can speak in the name of others on this host: {error:#}");
+        }
+    }
+
+    /// The address of an interface that is plugged in has changed.
+    pub async fn readdress(&self, nic: &Nic) -> Result<(), ApiError> {
+        let wanted = nic.network.clone();
+        let network = self.core.call(move |core| core.find_network(&wanted).map(|row| row.id)).await??;
+        self.guard(network, nic).await;
+        self.claim(nic).await
     }
 
     /// Claims the address of an interface that is plugged in.
@@ -62,9 +83,11 @@ impl Sockets {
     /// The interfaces are unplugged: their TAPs are gone or about to go.
     pub async fn release(&self, nics: &[Nic]) {
         let taps: Vec<String> = nics.iter().map(|nic| nic.tap.clone()).collect();
-        let forget = move |core: &mut Core| taps.iter().for_each(|tap| drop(core.guests.plugged.remove(tap)));
+        for nic in nics.iter().filter(|nic| !nic.spoofing) {
+            self.netdev.unguard(&nic.tap).await;
+        }
         // Without a core the agent is stopping.
-        self.core.call(forget).await.ok();
+        self.core.call(move |core| taps.iter().for_each(|tap| core.unplug(tap))).await.ok();
     }
 }
 
@@ -88,8 +111,22 @@ impl Core {
     fn claim_for(&mut self, network: NetworkId, nic: &Nic) {
         let port = self.networks.port_id(network, &nic.tap);
         let mac = nic.mac.0;
-        let ips: Vec<IpAddr> = nic.ip.map(IpAddr::from).into_iter().collect();
-        self.plane.switch(move |switch, now| switch.handle_local(now, network, mac, Some(port), &ips));
+        let plan = self.networks.plan(network);
+        let given = nic.ip.zip(plan).map(|(ip, plan)| {
+            let guarded = !nic.spoofing;
+            Assignment { ip, subnet: plan.subnet, guarded }
+        });
+        self.plane.switch(move |switch, now| match given {
+            Some(given) => switch.assign(now, network, mac, Some(port), given),
+            None => switch.handle_local(now, network, mac, Some(port), &[]),
+        });
+    }
+
+    fn unplug(&mut self, tap: &str) {
+        let Some(nic) = self.guests.plugged.remove(tap) else { return };
+        if let Ok(row) = self.find_network(&nic.network) {
+            self.plane.switch(move |switch, _| switch.unguard(row.id, nic.mac.0));
+        }
     }
 
     /// The VMs that are plugged into a network here.

@@ -62,7 +62,8 @@ impl Core {
                 tokio::spawn(async move {
                     match netdev.fdb_lookup(network, mac).await {
                         Ok(interface) => {
-                            let found = interface.is_some_and(|name| is_port(&name));
+                            let found = interface
+                                .is_some_and(|name| is_port(&name) || network_of_bridge(&name) == Some(network));
                             // The engine is gone only when the agent stops.
                             engine
                                 .cast(move |switch, now| switch.handle_port_found(now.mono, network, mac, found))
@@ -75,6 +76,7 @@ impl Core {
                 });
             }
             Upward::Event(event) => self.on_switch_event(event),
+            Upward::Service { network, frame } => self.on_service(network, &frame),
         }
     }
 

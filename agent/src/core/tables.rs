@@ -134,14 +134,19 @@ impl Core {
                 self.update_participants();
             }
             Body::Claim(claim) if self.networks.is_attached(claim.network) => {
+                self.review_own_address(&claim);
                 self.plane.switch(move |switch, now| switch.handle_claim(now, claim));
             }
             Body::Certificate(certificate) => self.offer(&certificate),
             Body::Pending(row) => {
                 self.events.emit(EventKind::HostPending { host: Text(row.host), name: row.name });
             }
-            Body::Vm(_) => self.vm_changes.send_modify(|count| *count += 1),
-            Body::Claim(_) | Body::Network(_) | Body::Image(_) | Body::Beat(_) => {}
+            Body::Vm(row) => {
+                self.vm_changes.send_modify(|count| *count += 1);
+                self.review_own_addresses(&row);
+            }
+            Body::Network(row) => self.refresh_plan(row.id),
+            Body::Claim(_) | Body::Image(_) | Body::Beat(_) => {}
         }
     }
 

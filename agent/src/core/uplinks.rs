@@ -130,6 +130,12 @@ pub(super) async fn attach_uplink(
     (name, row): (&Name, &NetworkRow),
     interface: &str,
 ) -> Result<(), ApiError> {
+    if row.plan.is_some_and(|plan| plan.dhcp) {
+        return Err(ApiError::conflict(format!(
+            "Network {name} answers DHCP, and would do so on the LAN behind {interface}. Make a network for the LAN \
+             without --subnet, or with --dhcp off"
+        )));
+    }
     let network = row.id;
     let (wanted, nic) = (name.clone(), interface.to_owned());
     // The core has handed the engine all earlier work when it answers.

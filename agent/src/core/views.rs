@@ -327,7 +327,7 @@ impl Core {
     }
 
     /// The IP addresses that the holder of an address was seen with.
-    fn ips_of(&self, host: HostId, network: NetworkId, mac: Mac) -> Vec<IpAddr> {
+    pub(super) fn ips_of(&self, host: HostId, network: NetworkId, mac: Mac) -> Vec<IpAddr> {
         let row = self.node.as_ref().and_then(|node| node.table().get(host, Key::Claim(network, mac)));
         match row.and_then(|row| row.body.as_ref()) {
             Some(Body::Claim(claim)) => claim.ips.clone(),

@@ -59,6 +59,11 @@ impl EventSink {
 
     /// Sends an event, or keeps it until there is room.
     pub(super) fn emit(&mut self, event: EngineEvent) {
+        // Whoever asks a service asks again, and must not push out what is told once.
+        if matches!(event, EngineEvent::Switch(Upward::Service { .. })) {
+            self.lost += u64::from(self.channel.try_send(event).is_err());
+            return;
+        }
         let event = match self.backlog.is_empty() {
             true => match self.channel.try_send(event) {
                 Ok(()) | Err(TrySendError::Closed(_)) => return,

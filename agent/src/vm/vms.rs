@@ -23,7 +23,7 @@ use crate::clock::Clock;
 use crate::control::model::Progress;
 use crate::core::ports::Sockets;
 use crate::core::vm_names::{Duplex, LostName, Names};
-use crate::core::{Handle, ImageSource, Readdress, Stopping};
+use crate::core::{Handle, ImageSource, Stopping};
 use crate::disc::Discs;
 use crate::events::{EventKind, EventLog};
 use crate::facts::HostFacts;
@@ -139,26 +139,6 @@ impl Vms {
         tokio::spawn(usage::follow(Arc::downgrade(&vms), vms.parts.clock));
         tokio::spawn(names::follow(Arc::downgrade(&vms), vms.parts.names.clone()));
         Ok(vms)
-    }
-
-    /// Gives an interface another IP address, which its guest hears of when it asks again.
-    pub(super) async fn readdress(&self, readdress: Readdress) -> anyhow::Result<()> {
-        let Some(machine) = self.machines().get(&readdress.vm).cloned() else { return Ok(()) };
-        let _turn = machine.turn.lock().await;
-        machine.keep(|record| {
-            if let Some(nic) = record.spec.nics.get_mut(readdress.nic) {
-                nic.ip = readdress.ip;
-            }
-        })?;
-        let spec = machine.spec();
-        if let Some(nic) = spec.nics.get(readdress.nic) {
-            tracing::info!(vm = %spec.name, network = %nic.network, ip = ?nic.ip, "A VM has another address now");
-            if machine.live().is_some() {
-                self.parts.sockets.claim(nic).await?;
-            }
-        }
-        self.publish().await;
-        Ok(())
     }
 
     /// A VM of an earlier run.
