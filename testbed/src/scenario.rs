@@ -27,6 +27,7 @@ mod isolation;
 mod join;
 mod late_joiner;
 mod moves;
+mod names;
 mod network;
 mod oversize;
 mod partition;
@@ -70,7 +71,7 @@ enum Verdict {
 
 /// All scenarios, the simple ones first.
 pub(crate) fn all() -> Vec<Scenario> {
-    let groups: [&[Scenario]; 21] = [
+    let groups: [&[Scenario]; 22] = [
         emulator::SCENARIOS,
         startup::SCENARIOS,
         join::SCENARIOS,
@@ -92,6 +93,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         vm_limits::SCENARIOS,
         vm_names::SCENARIOS,
         cdrom::SCENARIOS,
+        names::SCENARIOS,
     ];
     groups.into_iter().flatten().cloned().collect()
 }

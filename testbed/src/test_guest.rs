@@ -69,6 +69,11 @@ impl TestGuest {
         format!("console=ttyS0 quiet panic=-1 mitigations=off no_timer_check vm.ip={ip}/24 vm.name={name}")
     }
 
+    /// The same of a guest that asks for its address.
+    pub(crate) fn append_dhcp(&self, name: &str) -> String {
+        format!("console=ttyS0 quiet panic=-1 mitigations=off no_timer_check vm.name={name}")
+    }
+
     /// Log in with the guest's key, and ask nobody anything.
     pub(crate) fn ssh_options(&self) -> Vec<&str> {
         let mut options = vec!["-i", &*self.key];
