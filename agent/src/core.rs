@@ -217,6 +217,7 @@ impl Core {
     /// Takes what can be changed while the agent runs.
     pub fn reconfigure(&mut self, config: Config) {
         self.config = config;
+        self.limit_images();
         self.publish_host_row();
     }
 

@@ -26,9 +26,11 @@ mod partial;
 mod per_image;
 mod provide;
 mod pull;
+mod quota;
 mod serve;
 mod sweep;
 pub(crate) mod talk;
+mod unpack;
 mod verify;
 
 use crate::control::problem::{ApiError, ErrorCode};
@@ -49,7 +51,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use tokio::sync::Semaphore;
 use virtuoso_overlay::ids::Digest;
 
-pub use fetch::{Opened, Providers, Supply};
+pub use fetch::{Holder, Opened, Providers, Supply};
 pub use manifest::CHUNK_BYTES;
 pub use per_image::InUse;
 pub use provide::provide;
@@ -86,6 +88,8 @@ pub struct ImageStore {
     /// Makes files in `tmp` distinct.
     imports: AtomicU64,
     jobs: Semaphore,
+    /// What all chunks may take.
+    limit_bytes: AtomicU64,
 }
 
 /// What the store knows about the image behind a name.
@@ -158,6 +162,20 @@ pub enum ImageError {
         /// What there is.
         free_bytes: u64,
     },
+    /// The owner lends less.
+    #[error(
+        "Images may take {} on this host (`limits.disk` without the disks of VMs), and take {}: there is no room for {} \
+         more. Remove images, or raise the limit",
+        ByteSize(*limit_bytes).rounded(), ByteSize(*used_bytes).rounded(), ByteSize(*needed_bytes).rounded()
+    )]
+    Quota {
+        /// What they may take.
+        limit_bytes: u64,
+        /// What they take.
+        used_bytes: u64,
+        /// What was wanted.
+        needed_bytes: u64,
+    },
     /// The list of an image's chunks is missing or wrong.
     #[error("Image `{name}` is damaged: {reason}. Remove it and import it again")]
     Damaged {
@@ -213,6 +231,7 @@ impl ImageStore {
             served: PerImage::default(),
             imports: AtomicU64::new(0),
             jobs: Semaphore::new(JOBS_MAX),
+            limit_bytes: AtomicU64::new(u64::MAX),
         };
         store.load_names()?;
         store.remove_abandoned()?;
@@ -344,7 +363,7 @@ impl From<ImageError> for ApiError {
                 ErrorCode::Conflict
             }
             ImageError::Source { .. } | ImageError::Target { .. } => ErrorCode::InvalidRequest,
-            ImageError::NoSpace { .. } => ErrorCode::NoSpace,
+            ImageError::NoSpace { .. } | ImageError::Quota { .. } => ErrorCode::NoSpace,
             ImageError::Damaged { .. } => ErrorCode::Damaged,
             ImageError::Fetch { .. } => ErrorCode::Unavailable,
             ImageError::Store(_) => ErrorCode::Internal,

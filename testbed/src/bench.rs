@@ -4,6 +4,7 @@ use anyhow::{Result, ensure};
 use serde::Serialize;
 
 use crate::bench::idle::Idle;
+use crate::bench::images::Images;
 use crate::bench::join::Join;
 use crate::bench::tunnels::Tunnels;
 use crate::bench::wan::Wan;
@@ -14,6 +15,7 @@ use crate::move_figures::MoveFigures;
 use crate::report::{self, Machine};
 
 mod idle;
+mod images;
 mod join;
 mod moves;
 mod page;
@@ -34,6 +36,9 @@ pub(crate) struct Options {
     /// Seconds of each throughput measurement
     #[arg(long, default_value_t = 3)]
     seconds: u64,
+    /// MiB of the image that is measured with
+    #[arg(long, default_value_t = 1024)]
+    image_mib: u64,
     /// Only this tunnel (raw, vxlan, virtuoso, tinc, fastd, openvpn, n2n, vpncloud, quincy); may be repeated; by
     /// default all that are installed
     #[arg(long)]
@@ -52,6 +57,8 @@ enum Part {
     Tunnels,
     /// TCP over long, lossy and narrow paths, with and without the tunnel
     Wan,
+    /// Import, disks by NBD, VMs whose image is elsewhere, copies
+    Images,
 }
 
 #[derive(Debug, Serialize)]
@@ -67,6 +74,8 @@ struct Report {
     tunnels: Option<Tunnels>,
     #[serde(skip_serializing_if = "Option::is_none")]
     wan: Option<Wan>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    images: Option<Images>,
     /// Parts that failed, with the reason.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     failed: Vec<String>,
@@ -80,7 +89,7 @@ pub(crate) fn run(settings: &Settings, options: &Options) -> Result<()> {
         "Machine: {} x {}, Linux {}, load {}",
         machine.cpus, machine.processor, machine.kernel, machine.load
     ));
-    for part in [Part::Join, Part::Move, Part::Idle, Part::Tunnels, Part::Wan] {
+    for part in [Part::Join, Part::Move, Part::Idle, Part::Tunnels, Part::Wan, Part::Images] {
         if !options.parts.is_empty() && !options.parts.contains(&part) {
             continue;
         }
@@ -98,6 +107,11 @@ pub(crate) fn run(settings: &Settings, options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// Whether VMs are measured.
+pub(crate) fn want_vms(options: &Options) -> bool {
+    options.parts.is_empty() || options.parts.contains(&Part::Images)
+}
+
 impl Report {
     fn new() -> Self {
         Self {
@@ -107,6 +121,7 @@ impl Report {
             idle: None,
             tunnels: None,
             wan: None,
+            images: None,
             failed: Vec::new(),
         }
     }
@@ -116,6 +131,7 @@ impl Report {
             Part::Join => self.join = Some(join::measure(settings, options.rounds)?),
             Part::Move => self.moves = moves::measure(settings, options.rounds)?,
             Part::Idle => self.idle = Some(idle::measure(settings)?),
+            Part::Images => self.images = Some(images::measure(settings, options.rounds, options.image_mib)?),
             Part::Tunnels => self.tunnels = Some(tunnels::measure(settings, options)?),
             Part::Wan => self.wan = Some(wan::measure(settings, options)?),
         }

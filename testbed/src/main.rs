@@ -91,10 +91,12 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Verb::Lab { file } => Some(topology::Topology::load(file)?),
         _ => None,
     };
-    if let Verb::Run(options) = &arguments.verb
-        && scenario::want_vms(options)?
-        && let Err(error) = test_guest::TestGuest::prepare(&settings.agent)
-    {
+    let has_vms = match &arguments.verb {
+        Verb::Run(options) => scenario::want_vms(options)?,
+        Verb::Bench(options) => bench::want_vms(options),
+        _ => false,
+    };
+    if has_vms && let Err(error) = test_guest::TestGuest::prepare(&settings.agent) {
         console::complain(format!("No guest for VMs: {error:#}"));
     }
     interrupt::install()?;

@@ -51,8 +51,8 @@ impl RootImage {
     }
 }
 
-/// Bytes that no two chunks share and nothing makes smaller.
-fn write_random(path: &Path, mib: u64, seed: u64) -> Result<()> {
+/// A file of bytes that no two chunks share and nothing makes smaller.
+pub(crate) fn write_random(path: &Path, mib: u64, seed: u64) -> Result<()> {
     let mut random = Random(seed);
     let mut file = File::create(path).with_context(|| format!("Cannot make {}", path.display()))?;
     std::io::copy(&mut random.by_ref().take(mib << 20), &mut file).context("Cannot write random bytes")?;

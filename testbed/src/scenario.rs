@@ -23,6 +23,7 @@ mod conflict;
 mod crash;
 mod emulator;
 mod group;
+mod images;
 mod isolation;
 mod join;
 mod late_joiner;
@@ -71,7 +72,7 @@ enum Verdict {
 
 /// All scenarios, the simple ones first.
 pub(crate) fn all() -> Vec<Scenario> {
-    let groups: [&[Scenario]; 22] = [
+    let groups: [&[Scenario]; 23] = [
         emulator::SCENARIOS,
         startup::SCENARIOS,
         join::SCENARIOS,
@@ -87,6 +88,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         partition::SCENARIOS,
         crash::SCENARIOS,
         conflict::SCENARIOS,
+        images::SCENARIOS,
         vm::SCENARIOS,
         vm_clone::SCENARIOS,
         vm_image::SCENARIOS,

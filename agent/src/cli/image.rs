@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 #[derive(Subcommand)]
 pub(super) enum ImageVerb {
-    /// Put a raw or qcow2 disk, or a CD-ROM image, into this host's store and tell the swarm
+    /// Put a raw or qcow2 disk or a CD-ROM image, compressed or not, into this host's store and tell the swarm
     #[command(after_help = "\
 Examples:
   virtuoso image import ./debian-12-nocloud-amd64.raw --name debian-12

@@ -2,7 +2,7 @@
 
 use super::{Core, Handle};
 use crate::events::{EventKind, EventLog};
-use crate::image::{ImageError, ImageStore, InUse, OnComplete, Opened, Providers, Pull, Served};
+use crate::image::{Holder, ImageError, ImageStore, InUse, OnComplete, Opened, Providers, Pull, Served};
 use crate::swarm::streams::{StreamKind, Streams};
 use crate::text::Text;
 use futures::future::BoxFuture;
@@ -33,7 +33,7 @@ pub(super) struct Searches(BTreeMap<Digest, Search>);
 #[derive(Default)]
 struct Search {
     found: BTreeSet<HostId>,
-    waiting: Vec<oneshot::Sender<Vec<HostId>>>,
+    waiting: Vec<oneshot::Sender<Vec<Holder>>>,
 }
 
 impl ImageSource {
@@ -58,7 +58,7 @@ impl ImageSource {
 }
 
 impl Providers for ImageSource {
-    fn find(&self, image: Digest) -> BoxFuture<'_, Vec<HostId>> {
+    fn find(&self, image: Digest) -> BoxFuture<'_, Vec<Holder>> {
         let find = async move {
             let (reply, found) = oneshot::channel();
             // A core that stops finds nobody.
@@ -86,6 +86,12 @@ impl Providers for ImageSource {
         told.filter_map(move |kind| std::future::ready(is_arrival(&kind).then_some(()))).boxed()
     }
 
+    fn changed(&self) {
+        let core = self.core.clone();
+        // An agent that stops tells nobody.
+        tokio::spawn(async move { core.call(Core::publish_images).await.ok() });
+    }
+
     fn lied(&self, host: HostId, image: Digest, what: Digest) {
         tracing::warn!(%host, %image, %what, "A host gave wrong content of an image: it is not asked again");
         self.events.emit(EventKind::ProviderLied { host: Text(host), image: Text(image), content: Text(what) });
@@ -94,12 +100,17 @@ impl Providers for ImageSource {
 
 impl Core {
     /// Tells the hosts that have an image, without this one: by the tables, else by Kademlia.
-    fn find_providers(&mut self, image: Digest, reply: oneshot::Sender<Vec<HostId>>) {
+    fn find_providers(&mut self, image: Digest, reply: oneshot::Sender<Vec<Holder>>) {
         let me = self.me();
         let rows = self.node.iter().flat_map(|node| node.table().bodies());
-        let having = rows.filter(|(_, body)| matches!(body, Body::Image(row) if row.digest == image));
-        let hosts: Vec<HostId> = having.map(|(host, _)| host).filter(|host| *host != me).collect();
-        if hosts.is_empty() && (self.searches.0.contains_key(&image) || self.swarm.get_providers(image).is_ok()) {
+        let holder = |(host, body): (HostId, &Body)| match body {
+            Body::Image(row) if row.digest == image && host != me => Some(Holder { host, complete: row.complete }),
+            _ => None,
+        };
+        let hosts: Vec<Holder> = rows.filter_map(holder).collect();
+        if !hosts.iter().any(|holder| holder.complete)
+            && (self.searches.0.contains_key(&image) || self.swarm.get_providers(image).is_ok())
+        {
             self.searches.0.entry(image).or_default().waiting.push(reply);
         } else {
             reply.send(hosts).ok();
@@ -113,7 +124,7 @@ impl Core {
         search.found.extend(hosts.iter().filter(|host| **host != me));
         if last && let Some(search) = self.searches.0.remove(&image) {
             for reply in search.waiting {
-                reply.send(search.found.iter().copied().collect()).ok();
+                reply.send(search.found.iter().map(|host| Holder { host: *host, complete: true }).collect()).ok();
             }
         }
     }

@@ -11,8 +11,10 @@ impl Core {
     pub(super) fn publish_images(&mut self) {
         let now = self.clock.now();
         let stored: Vec<StoredImage> = self.images.list().into_iter().filter(|image| !image.damaged).collect();
+        let coming = self.images.coming();
         let Some(node) = &mut self.node else { return };
         let kept: BTreeSet<Digest> = stored.iter().map(|image| image.digest).collect();
+        let coming: Vec<ImageRow> = coming.into_iter().filter(|row| !kept.contains(&row.digest)).collect();
         let told: Vec<ImageRow> = node
             .table()
             .bodies_of(node.me())
@@ -22,11 +24,18 @@ impl Core {
             })
             .collect();
         for row in told.iter().filter(|row| !kept.contains(&row.digest)) {
-            node.take_back(now, Key::Image(row.digest));
-            self.swarm.stop_providing(row.digest);
+            if row.complete {
+                self.swarm.stop_providing(row.digest);
+            }
+            if !coming.iter().any(|other| other.digest == row.digest) {
+                node.take_back(now, Key::Image(row.digest));
+            }
+        }
+        for row in coming.into_iter().filter(|row| !told.contains(row)) {
+            node.put(now, Body::Image(row));
         }
         for StoredImage { name, digest, size_bytes, .. } in stored {
-            let row = ImageRow { digest, name: name.to_string(), size_bytes };
+            let row = ImageRow { digest, name: name.to_string(), size_bytes, complete: true };
             if told.contains(&row) {
                 continue;
             }

@@ -148,6 +148,7 @@ impl Core {
         self.guests.vms = vms;
         let changed = self.guests.held != held;
         self.guests.held = held;
+        self.limit_images();
         self.publish_vms();
         self.vm_changes.send_modify(|count| *count += 1);
         if changed {
@@ -158,6 +159,12 @@ impl Core {
     /// Takes what VMs use; the swarm is told with the next look at this host's facts.
     pub fn set_usage(&mut self, used: TotalUsage) {
         self.guests.used = used;
+    }
+
+    /// Lets images take what the owner lends and VMs' own disks leave.
+    pub(super) fn limit_images(&self) {
+        let lent = self.config.limits.disk.map(|limit| limit.0.saturating_sub(self.guests.held.disk_bytes));
+        self.images.set_limit(lent);
     }
 
     /// Makes the rows of VMs say what there is.

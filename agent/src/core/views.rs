@@ -264,6 +264,9 @@ impl Core {
         let mut images: BTreeMap<(String, Digest), Image> = BTreeMap::new();
         for (host, body) in node.table().bodies() {
             let Body::Image(row) = body else { continue };
+            if !row.complete {
+                continue;
+            }
             let stored = local.iter().find(|image| image.digest == row.digest);
             let image = images.entry((row.name.clone(), row.digest)).or_insert_with(|| Image {
                 name: row.name.clone(),

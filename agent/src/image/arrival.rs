@@ -4,23 +4,26 @@
 use super::fetch::{Fetch, Providers};
 use super::manifest::Manifest;
 use super::{ImageError, ImageStore, InUse};
+use crate::name::Name;
 use std::collections::BTreeSet;
+use std::fmt;
 use std::fs;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use virtuoso_overlay::ids::Digest;
+use virtuoso_overlay::table::ImageRow;
 
 /// After trouble with the store, fetching waits so long.
 const TROUBLE_PAUSE: Duration = Duration::from_secs(10);
 
 /// The fetching of one image, for all who want it. Dropping it stops the fetching.
-#[derive(Debug)]
 pub(super) struct Arrival {
     fetch: Arc<Fetch>,
     state: watch::Receiver<State>,
     task: AbortHandle,
+    row: ImageRow,
 }
 
 /// How far it is.
@@ -53,6 +56,12 @@ impl Arrival {
     }
 }
 
+impl fmt::Debug for Arrival {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Arrival").field("row", &self.row).finish_non_exhaustive()
+    }
+}
+
 impl Drop for Arrival {
     fn drop(&mut self) {
         self.task.abort();
@@ -64,9 +73,13 @@ impl ImageStore {
     pub(super) async fn arrive(
         self: &Arc<Self>,
         manifest: &Manifest,
+        name: &Name,
         providers: Arc<dyn Providers>,
     ) -> Result<InUse<Arrival>, ImageError> {
         let image = manifest.digest();
+        let row =
+            ImageRow { digest: image, name: name.to_string(), size_bytes: manifest.size_bytes(), complete: false };
+        let source = providers.clone();
         let begin = async {
             let (kept, missing) = match self.has(image) {
                 true => (Vec::new(), Vec::new()),
@@ -75,12 +88,27 @@ impl ImageStore {
                     self.blocking(move |store| Ok(store.look_for_chunks(&manifest))).await?
                 }
             };
-            let fetch = Arc::new(Fetch::new(self.clone(), providers, manifest, missing));
+            let here = kept.iter().map(|(chunk, _, _)| *chunk).collect();
+            let fetch = Arc::new(Fetch::new(self.clone(), source, manifest, missing, here));
             let (told, state) = watch::channel(State::Fetching);
             let task = tokio::spawn(run(self.clone(), fetch.clone(), kept, told)).abort_handle();
-            Ok(Arrival { fetch, state, task })
+            Ok::<_, ImageError>(Arrival { fetch, state, task, row })
         };
-        self.arrivals.get(image, begin).await
+        let arrival = self.arrivals.get(image, begin).await?;
+        // Others may fetch from here what has come.
+        providers.changed();
+        Ok(arrival)
+    }
+
+    /// Images that are being fetched, as this host tells of them.
+    pub fn coming(&self) -> Vec<ImageRow> {
+        self.arrivals.map(|arrival| arrival.row.clone())
+    }
+
+    /// The fetching of an image, if it is under way.
+    pub(super) fn find_fetch(&self, image: Digest) -> Option<Weak<Fetch>> {
+        let found = self.arrivals.map(|arrival| (arrival.row.digest == image).then(|| Arc::downgrade(&arrival.fetch)));
+        found.into_iter().flatten().next()
     }
 
     /// The chunks that seem to be here, and those that are not. Whether the former are whole, reading them tells: with

@@ -15,6 +15,7 @@ use super::arrival::Placed;
 use super::manifest::Manifest;
 use super::{ImageError, ImageStore};
 use crate::control::model::Progress;
+use crate::entropy;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
@@ -50,14 +51,25 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 /// A stream to a provider, or why there is none.
 pub type Opened = Result<Box<dyn Io>, String>;
 
+/// A host with an image.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Holder {
+    /// The host.
+    pub host: HostId,
+    /// Whether it has all of the image. If not, it fetches it too.
+    pub complete: bool,
+}
+
 /// Where images come from.
 pub trait Providers: Send + Sync + 'static {
-    /// Hosts that may have an image, without this one.
-    fn find(&self, image: Digest) -> BoxFuture<'_, Vec<HostId>>;
+    /// Hosts that may have an image or fetch it, without this one.
+    fn find(&self, image: Digest) -> BoxFuture<'_, Vec<Holder>>;
     /// A stream to one of them.
     fn open(&self, host: HostId) -> BoxFuture<'_, Opened>;
     /// Tells whenever a host has come, or come back.
     fn arrivals(&self) -> BoxStream<'static, ()>;
+    /// What this host has has changed: an image begins to come, or is given up.
+    fn changed(&self);
     /// A host gave something else than its digest says.
     fn lied(&self, host: HostId, image: Digest, what: Digest);
 }
@@ -145,19 +157,21 @@ impl Drop for Hurry {
 }
 
 impl Fetch {
-    /// Fetches `missing` chunks of the image: those that are wanted first, the others in quiet times.
+    /// Fetches `missing` chunks of the image: those that are wanted first, the others in quiet times. Those that are
+    /// `here` others may have.
     pub(super) fn new(
         store: Arc<ImageStore>,
         providers: Arc<dyn Providers>,
         manifest: &Manifest,
         missing: Vec<Placed>,
+        here: Vec<Digest>,
     ) -> Self {
         let shared = Shared {
             store,
             providers,
             image: manifest.digest(),
             stored_bytes: distinct_bytes(manifest),
-            queue: Mutex::new(Queue::new(missing)),
+            queue: Mutex::new(Queue::new(missing, here, entropy::u64())),
             changed: Notify::new(),
             rate: Rate::default(),
             progress: watch::Sender::default(),
@@ -186,6 +200,11 @@ impl Fetch {
     /// How much is here.
     pub(super) fn progress(&self) -> watch::Receiver<Progress> {
         self.shared.progress.subscribe()
+    }
+
+    /// The chunks that are here, in the order in which they came, without the first `known`.
+    pub(super) fn here_after(&self, known: usize) -> Vec<Digest> {
+        self.shared.queue().here_after(known).to_vec()
     }
 
     /// Whether what readers wait for comes.
@@ -310,15 +329,16 @@ struct Run {
 
 impl Run {
     async fn look_for_providers(&mut self) {
-        let found = self.shared.providers.find(self.shared.image).await;
+        let mut found = self.shared.providers.find(self.shared.image).await;
+        found.sort_by_key(|holder| !holder.complete);
         let now = Instant::now();
-        for host in found {
+        for Holder { host, complete } in found {
             let is_busy = self.hosts.values().any(|other| *other == host);
             let may_retry = self.records.get(&host).and_then(|record| record.retry_at).is_none_or(|at| at <= now);
             if is_busy || !may_retry || self.liars.contains(&host) || self.workers.len() >= PROVIDERS_MAX {
                 continue;
             }
-            let worker = Worker::new(self.shared.clone(), host);
+            let worker = Worker::new(self.shared.clone(), host, complete);
             let id = self.workers.spawn(worker.run()).id();
             self.hosts.insert(id, host);
         }

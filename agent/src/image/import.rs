@@ -4,6 +4,8 @@
 use super::chunk::{self, sync_file_system, write_file};
 use super::convert::{convert, is_qcow2};
 use super::manifest::{CHUNK_BYTES, IMAGE_BYTES_MAX, Manifest, ZEROS, chunk_bytes};
+use super::partial::SPACE_KEPT_BYTES;
+use super::unpack::Packing;
 use super::{ImageError, ImageStore, StoredImage};
 use crate::control::model::Progress;
 use crate::disk;
@@ -18,9 +20,6 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use virtuoso_overlay::ids::Digest;
 
-/// Space that an import leaves free, so that state files can still be written.
-pub(super) const SPACE_KEPT_BYTES: u64 = 64 << 20;
-
 /// Told after each step; says whether to go on.
 pub(super) type OnStep<'a> = &'a mut dyn FnMut(Progress) -> ControlFlow<()>;
 
@@ -33,8 +32,8 @@ struct Source {
 }
 
 impl ImageStore {
-    /// Imports the content of the raw or qcow2 file at `path` under `name`. The same content under the same name is no
-    /// error.
+    /// Imports the content of the raw or qcow2 file, compressed or not, at `path` under `name`. The same content under
+    /// the same name is no error.
     pub(super) fn import_blocking(
         &self,
         path: &Path,
@@ -62,6 +61,26 @@ impl ImageStore {
     }
 
     fn import_any(
+        &self,
+        unfinished: &Path,
+        path: &Path,
+        name: &Name,
+        on_step: OnStep<'_>,
+    ) -> Result<StoredImage, ImageError> {
+        let Some(packing) = Packing::of(path) else { return self.import_plain(unfinished, path, name, on_step) };
+        let plain = unfinished.with_extension("plain");
+        let unpacked = packing.unpack(path, &plain, on_step);
+        let imported = unpacked.and_then(|()| self.import_plain(unfinished, &plain, name, on_step));
+        // There is none if the tool is missing; the next start removes what stays.
+        fs::remove_file(&plain).ok();
+        imported.map_err(|error| match error {
+            // The user knows nothing of the other file.
+            ImageError::Source { reason, .. } => ImageError::Source { path: path.into(), reason },
+            other => other,
+        })
+    }
+
+    fn import_plain(
         &self,
         unfinished: &Path,
         path: &Path,
@@ -104,7 +123,7 @@ impl ImageStore {
         unfinished: &Path,
         on_step: OnStep<'_>,
     ) -> Result<(Manifest, Vec<Digest>), ImageError> {
-        let (mut chunks, mut new) = (Vec::new(), Vec::new());
+        let (mut chunks, mut new, mut new_bytes) = (Vec::new(), Vec::new(), 0);
         let mut buffer = vec![0; CHUNK_BYTES];
         let mut offset = 0;
         while offset < source.size_bytes {
@@ -117,12 +136,15 @@ impl ImageStore {
                     .map_err(|error| self.explain(error, &source.before, source.size_bytes - offset))?
             {
                 new.push(digest);
+                new_bytes += content.len() as u64;
             }
             chunks.push(digest);
             offset += content.len() as u64;
             step(on_step, offset, source.size_bytes)?;
         }
         let manifest = Manifest::new(source.size_bytes, chunks).map_err(|error| source.wrong(error))?;
+        // What is new is still beside the chunks.
+        self.check_quota(new_bytes)?;
         Ok((manifest, new))
     }
 

@@ -4,7 +4,6 @@
 use super::chunk::{self, write_file};
 use super::manifest::Manifest;
 use super::{ImageError, ImageStore, StoredImage};
-use crate::disk;
 use crate::name::Name;
 use anyhow::{Context, ensure};
 use std::collections::BTreeSet;
@@ -18,6 +17,9 @@ use virtuoso_overlay::ids::Digest;
 
 /// What nobody has gone on fetching for so long is removed at start, and what a crash of the machine has torn.
 const ABANDONED_AFTER: Duration = Duration::from_secs(7 * 24 * 3_600);
+
+/// Space that images leave free, so that state files can still be written.
+pub(super) const SPACE_KEPT_BYTES: u64 = 64 << 20;
 
 impl ImageStore {
     /// The manifest of an image that is here or on its way; blocks on the disk.
@@ -132,15 +134,6 @@ impl ImageStore {
 
     pub(super) fn partial_path(&self, image: Digest) -> PathBuf {
         self.dir.join("partial").join(image.to_string())
-    }
-
-    /// Refuses before the work what would fail in its middle.
-    pub(super) fn check_free(&self, needed_bytes: u64) -> Result<(), ImageError> {
-        let free_bytes = disk::free_bytes(&self.dir)?.saturating_sub(super::import::SPACE_KEPT_BYTES);
-        if needed_bytes <= free_bytes {
-            return Ok(());
-        }
-        Err(ImageError::NoSpace { dir: self.dir.clone(), needed_bytes, free_bytes })
     }
 }
 

@@ -28,6 +28,16 @@ impl<T> PerImage<T> {
         cells.get(&image).is_some_and(|cell| cell.strong_count() > 0)
     }
 
+    /// Looks at all values that are there.
+    pub(super) fn map<R>(&self, look: impl Fn(&T) -> R) -> Vec<R> {
+        let cells: Vec<_> = {
+            let cells = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            cells.values().filter_map(Weak::upgrade).collect()
+        };
+        // Outside the lock: one of these may be the last use of its value.
+        cells.iter().filter_map(|cell| cell.get()).map(look).collect()
+    }
+
     fn cell(&self, image: Digest) -> Arc<OnceCell<T>> {
         // Each change is complete before the lock is released.
         let mut cells = self.0.lock().unwrap_or_else(PoisonError::into_inner);

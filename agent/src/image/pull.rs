@@ -1,24 +1,32 @@
 //! Makes an image of other hosts one of this host: the list of its chunks first, then the chunks, then its name.
 
 use super::arrival::{Arrival, State};
-use super::fetch::{self, Providers};
+use super::fetch::{self, Holder, Providers};
 use super::manifest::{IMAGE_BYTES_MAX, Manifest, encoded_bytes_of};
 use super::talk::write_message;
 use super::{ImageError, ImageStore, StoredImage};
 use crate::control::model::Progress;
 use crate::name::Name;
 use anyhow::anyhow;
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use virtuoso_overlay::ids::{Digest, HostId};
 use virtuoso_overlay::wire::image::ImageRequest;
 
 /// A list of chunks has this long to come; the largest takes 11 s at 100 Mbit/s.
 const MANIFEST_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// Hosts that are asked for a list of chunks at once: one of them may be gone.
+const MANIFESTS_MAX: usize = 2;
+/// If none gave it, they are asked again after this time, or when a host comes.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
 
 /// What to pull.
 #[derive(Debug, Clone)]
@@ -53,10 +61,10 @@ impl ImageStore {
         Self::check_name(&self.names(), &pull.name, pull.image)?;
         let manifest = self.get_manifest(&pull, &providers).await?;
         let mut claim = {
-            let (store, manifest) = (self.clone(), manifest.clone());
-            self.blocking(move |_| Claim::new(&store, &manifest)).await?
+            let (store, manifest, told) = (self.clone(), manifest.clone(), providers.clone());
+            self.blocking(move |_| Claim::new(&store, &manifest, told)).await?
         };
-        let arrival = self.arrive(&manifest, providers).await?;
+        let arrival = self.arrive(&manifest, &pull.name, providers).await?;
         let needed_bytes = arrival.fetch().missing_bytes();
         self.blocking(move |store| store.check_free(needed_bytes)).await?;
         let fetched = wait(&arrival, &pull, &progress).await;
@@ -77,19 +85,30 @@ impl ImageStore {
             return Ok(manifest);
         }
         let bytes_max = encoded_bytes_of(pull.size_bytes.unwrap_or(IMAGE_BYTES_MAX).clamp(1, IMAGE_BYTES_MAX));
-        let mut problems = Vec::new();
-        for host in providers.find(image).await {
-            let asked = tokio::time::timeout(MANIFEST_TIME_MAX, ask_manifest(providers, host, image, bytes_max)).await;
-            match asked.unwrap_or_else(|_| Err("it does not answer".into())) {
-                Ok(manifest) => return Ok(manifest),
-                Err(problem) => problems.push(format!("{host}: {problem}")),
+        let mut arrivals = providers.arrivals();
+        let deadline = Instant::now() + pull.patience;
+        loop {
+            let holders = providers.find(image).await;
+            let ask = |holder: Holder| ask_manifest_soon(providers.clone(), holder.host, image, bytes_max).boxed();
+            let asking: Vec<BoxFuture<'static, _>> = holders.into_iter().map(ask).collect();
+            let mut answers = futures::stream::iter(asking).buffer_unordered(MANIFESTS_MAX);
+            let mut problems = Vec::new();
+            while let Some((host, answer)) = answers.next().await {
+                match answer {
+                    Ok(manifest) => return Ok(manifest),
+                    Err(problem) => problems.push(format!("{host}: {problem}")),
+                }
             }
+            if problems.is_empty() {
+                return Err(ImageError::Fetch { image, reason: "no host has it".into() });
+            }
+            if Instant::now() >= deadline {
+                let reason = format!("no host gives the list of its chunks ({})", problems.join("; "));
+                return Err(ImageError::Fetch { image, reason });
+            }
+            // One that has just come back may have been asked on a connection that is gone.
+            tokio::time::timeout(RETRY_AFTER, arrivals.next()).await.ok();
         }
-        let reason = match problems.as_slice() {
-            [] => "no host has it".to_owned(),
-            problems => format!("no host gives the list of its chunks ({})", problems.join("; ")),
-        };
-        Err(ImageError::Fetch { image, reason })
     }
 
     pub(super) async fn blocking<T: Send + 'static>(
@@ -100,6 +119,16 @@ impl ImageStore {
         let done = tokio::task::spawn_blocking(move || work(&store)).await;
         done.map_err(|error| anyhow!("The work on the image broke off: {error}"))?
     }
+}
+
+async fn ask_manifest_soon(
+    providers: Arc<dyn Providers>,
+    host: HostId,
+    image: Digest,
+    bytes_max: u64,
+) -> (HostId, Result<Manifest, String>) {
+    let asked = tokio::time::timeout(MANIFEST_TIME_MAX, ask_manifest(&providers, host, image, bytes_max)).await;
+    (host, asked.unwrap_or_else(|_| Err("it does not answer".into())))
 }
 
 async fn ask_manifest(
@@ -154,24 +183,25 @@ pub(super) struct Claims(Mutex<BTreeMap<Digest, usize>>);
 struct Claim {
     store: Arc<ImageStore>,
     image: Digest,
+    told: Arc<dyn Providers>,
     /// Whether what is here of the image stays.
     keep: bool,
 }
 
 impl Claim {
     /// Blocks on the disk.
-    fn new(store: &Arc<ImageStore>, manifest: &Manifest) -> Result<Self, ImageError> {
+    fn new(store: &Arc<ImageStore>, manifest: &Manifest, told: Arc<dyn Providers>) -> Result<Self, ImageError> {
         let image = manifest.digest();
         let mut claims = store.claims.0.lock().unwrap_or_else(PoisonError::into_inner);
         store.begin_partial(manifest)?;
         *claims.entry(image).or_default() += 1;
-        Ok(Self { store: store.clone(), image, keep: false })
+        Ok(Self { store: store.clone(), image, told, keep: false })
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        let (store, image) = (self.store.clone(), self.image);
+        let (store, image, told) = (self.store.clone(), self.image, self.told.clone());
         let keep = self.keep || store.closing.load(Ordering::Relaxed);
         let end = move || {
             let mut claims = store.claims.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -186,7 +216,10 @@ impl Drop for Claim {
             }
         };
         match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(end)),
+            Ok(runtime) => drop(runtime.spawn(async move {
+                tokio::task::spawn_blocking(end).await.ok();
+                told.changed();
+            })),
             Err(_) => end(),
         }
     }

@@ -89,7 +89,7 @@ impl ImageStore {
         let manifest = self.get_manifest(&pull, &providers).await?;
         let held = manifest.clone();
         self.blocking(move |store| store.hold(&held)).await?;
-        let arrival = self.arrive(&manifest, providers).await?;
+        let arrival = self.arrive(&manifest, &pull.name, providers).await?;
         let needed_bytes = arrival.fetch().missing_bytes();
         if let Err(error) = self.blocking(move |store| store.check_free(needed_bytes)).await {
             tracing::warn!(%image, "Of an image only what VMs read is fetched: {error}");

@@ -334,3 +334,38 @@ fn qcow2_becomes_raw_and_one_that_leads_elsewhere_is_refused() {
     let refused = store.import_blocking(&qcow2, &name("evil"), &mut |_| ControlFlow::Continue(())).unwrap_err();
     assert!(refused.to_string().contains("backing file"), "{refused}");
 }
+
+#[test]
+fn compressed_files_are_unpacked() {
+    let (tmp, store) = store();
+    let raw = tmp.path().join("disk.raw");
+    fs::write(&raw, [chunks("a00b"), vec![7; 9]].concat()).unwrap();
+    for (tool, ending) in [("gzip", "gz"), ("xz", "xz"), ("zstd", "zst")] {
+        let Ok(packed) = std::process::Command::new(tool).args(["-kc"]).arg(&raw).output() else {
+            eprintln!("skipped: {tool} is not installed");
+            continue;
+        };
+        let path = tmp.path().join(format!("disk.{ending}"));
+        fs::write(&path, &packed.stdout).unwrap();
+        store.import_blocking(&path, &name(ending), &mut |_| ControlFlow::Continue(())).unwrap();
+        assert!(content(&store, ending) == [chunks("a00b"), vec![7; 9]].concat());
+        fs::write(&path, &packed.stdout[..packed.stdout.len() / 2]).unwrap();
+        let torn = store.import_blocking(&path, &name("torn"), &mut |_| ControlFlow::Continue(())).unwrap_err();
+        assert!(torn.to_string().contains(&format!("disk.{ending}: `{tool}` can't unpack it")), "{torn}");
+        assert_eq!(fs::read_dir(store.dir.join("tmp")).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn an_import_that_is_more_than_the_owner_lends_leaves_nothing() {
+    let (tmp, store) = store();
+    import(&tmp, &store, "one", &chunks("ab")).unwrap();
+    store.set_limit(Some(3 * CHUNK_BYTES as u64));
+    let error = import(&tmp, &store, "two", &chunks("abcd")).unwrap_err();
+    assert!(matches!(error, ImageError::Quota { needed_bytes, .. } if needed_bytes == 2 * CHUNK_BYTES as u64));
+    assert!(error.to_string().contains("limits.disk"), "{error}");
+    assert_eq!((store.list().len(), chunk_files(&store)), (1, 2));
+    assert_eq!(fs::read_dir(store.dir.join("tmp")).unwrap().count(), 0);
+    // What is here already costs nothing.
+    import(&tmp, &store, "three", &chunks("abc")).unwrap();
+}

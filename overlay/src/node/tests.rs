@@ -133,7 +133,7 @@ fn host(key: u8) -> Body {
 }
 
 fn image(n: u8) -> Body {
-    Body::Image(ImageRow { digest: Digest([n; 32]), name: format!("image-{n}"), size_bytes: 1 })
+    Body::Image(ImageRow { digest: Digest([n; 32]), name: format!("image-{n}"), size_bytes: 1, complete: true })
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn a_late_joiner_pulls_thousands_of_rows() {
         for n in 0..4_000u32 {
             let mut digest = [writer; 32];
             digest[..4].copy_from_slice(&n.to_be_bytes());
-            let row = ImageRow { digest: Digest(digest), name: "many".into(), size_bytes: n.into() };
+            let row = ImageRow { digest: Digest(digest), name: "many".into(), size_bytes: n.into(), complete: true };
             let now = pool.now;
             pool.nodes[usize::from(writer)].put(now, Body::Image(row));
         }

@@ -117,6 +117,8 @@ pub struct ImageRow {
     pub name: String,
     /// Bytes of its content.
     pub size_bytes: u64,
+    /// Whether all of it is at the row's host. If not, it is being fetched there, and what has come can be had.
+    pub complete: bool,
 }
 
 /// A VM.

@@ -138,12 +138,12 @@ impl HostQuery {
 }
 
 impl Table {
-    /// The hosts that have an image of this name or digest.
+    /// The hosts that have all of an image of this name or digest.
     pub fn image_providers(&self, image: &str) -> Vec<HostId> {
         let digest: Option<Digest> = image.parse().ok();
         self.bodies()
             .filter(|(_, body)| match body {
-                Body::Image(row) => row.name == image || Some(row.digest) == digest,
+                Body::Image(row) => row.complete && (row.name == image || Some(row.digest) == digest),
                 _ => false,
             })
             .map(|(host, _)| host)
@@ -219,7 +219,11 @@ mod tests {
         let mut table = table(&[(1, 2, ""), (2, 8, "")]);
         let query = HostQuery { image: Some("debian-12".into()), ..HostQuery::default() };
         assert!(query.run(&table, Instant(0)).iter().all(|found| found.lacks == [Shortage::Image("debian-12".into())]));
-        put(&mut table, 1, Body::Image(ImageRow { digest: Digest([1; 32]), name: "debian-12".into(), size_bytes: 1 }));
+        put(
+            &mut table,
+            1,
+            Body::Image(ImageRow { digest: Digest([1; 32]), name: "debian-12".into(), size_bytes: 1, complete: true }),
+        );
         assert_eq!(order(&query, &table), [(1, 0), (2, 0)]);
     }
 

@@ -10,6 +10,9 @@ use bincode::{Decode, Encode};
 /// Bytes of the longest question or head.
 pub const IMAGE_MESSAGE_BYTES_MAX: usize = 64;
 
+/// Bytes of one list of digests.
+pub const CHUNK_LIST_BYTES_MAX: u64 = 256 << 10;
+
 /// A question. Whoever asks may ask again before the answer is there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
 pub enum ImageRequest {
@@ -17,6 +20,9 @@ pub enum ImageRequest {
     Manifest(Digest),
     /// One chunk's content.
     Chunk(Digest),
+    /// Which chunks of an image are here, now and as they come. Each answer is a list of their digests, of
+    /// [`CHUNK_LIST_BYTES_MAX`] at most; an empty one says that all are here, and is the last.
+    Follow(Digest),
 }
 
 /// The head of an answer.
@@ -65,7 +71,11 @@ mod tests {
 
     #[test]
     fn messages_round_trip_within_their_bound() {
-        for request in [ImageRequest::Manifest(Digest([255; 32])), ImageRequest::Chunk(Digest([7; 32]))] {
+        for request in [
+            ImageRequest::Manifest(Digest([255; 32])),
+            ImageRequest::Chunk(Digest([7; 32])),
+            ImageRequest::Follow(Digest([1; 32])),
+        ] {
             let bytes = request.encode();
             assert!(bytes.len() <= IMAGE_MESSAGE_BYTES_MAX);
             assert_eq!(ImageRequest::decode(&bytes), Ok(request));

@@ -1,7 +1,7 @@
 //! Which chunk to ask of whom next.
 
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 use tokio::time::Instant;
 use virtuoso_overlay::ids::{Digest, HostId};
@@ -21,6 +21,15 @@ pub(super) struct Queue {
     missing_bytes: u64,
     /// Not asked of anybody, in this order; may name chunks that have come meanwhile.
     order: VecDeque<Digest>,
+    /// The same of chunks that hosts have which fetch the image too: those who have all of it are asked for what only
+    /// they have.
+    common: VecDeque<Digest>,
+    /// What hosts have that fetch the image too.
+    offers: HashMap<HostId, Offers>,
+    /// How many of those have a chunk.
+    held_by: HashMap<Digest, usize>,
+    /// In the order in which they came.
+    here: Vec<Digest>,
     /// Somebody waits for these, or will soon.
     urgent: VecDeque<Digest>,
     /// Who wants all of it now. Without any, what nobody waits for comes only in quiet times.
@@ -33,6 +42,13 @@ pub(super) struct Queue {
     waiting_since: Option<Instant>,
 }
 
+#[derive(Default)]
+struct Offers {
+    chunks: HashSet<Digest>,
+    /// Not asked of it; may name chunks that have come or were asked of others meanwhile.
+    order: VecDeque<Digest>,
+}
+
 struct Piece {
     length: usize,
     asked: Vec<HostId>,
@@ -40,15 +56,23 @@ struct Piece {
 }
 
 impl Queue {
-    pub(super) fn new(missing: Vec<(Digest, u64, usize)>) -> Self {
+    /// A queue of what is `missing`, which is asked for in an order that follows from `seed`: hosts that fetch at the
+    /// same time have then something for each other.
+    pub(super) fn new(missing: Vec<(Digest, u64, usize)>, here: Vec<Digest>, seed: u64) -> Self {
         let (now, asked) = (Instant::now(), Vec::new);
-        let order = missing.iter().map(|(digest, _, _)| *digest).collect();
+        let mut order: Vec<_> = missing.iter().map(|(digest, _, _)| *digest).collect();
+        // Digests are as good as dice.
+        order.sort_by_key(|digest| digest.0.first_chunk().map(|dice| u64::from_le_bytes(*dice) ^ seed));
         let missing_bytes = missing.iter().map(|(_, _, length)| *length as u64).sum();
         let piece = |(digest, _, length)| (digest, Piece { length, asked: asked(), asked_at: now });
         Self {
             missing: missing.into_iter().map(piece).collect(),
             missing_bytes,
-            order,
+            order: order.into(),
+            common: VecDeque::new(),
+            offers: HashMap::new(),
+            held_by: HashMap::new(),
+            here,
             urgent: VecDeque::new(),
             hurries: 0,
             only_on_demand: false,
@@ -80,6 +104,44 @@ impl Queue {
     /// Since when somebody has been waiting and nothing has come.
     pub(super) fn waiting_since(&self) -> Option<Instant> {
         self.waiting_since
+    }
+
+    /// A host fetches the image too; so far it is not known to have anything.
+    pub(super) fn begin_offers(&mut self, host: HostId) {
+        self.offers.entry(host).or_default();
+    }
+
+    /// Such a host has these.
+    pub(super) fn add_offers(&mut self, host: HostId, chunks: impl Iterator<Item = Digest>) {
+        let Some(offers) = self.offers.get_mut(&host) else { return };
+        for chunk in chunks.filter(|chunk| self.missing.contains_key(chunk)) {
+            if offers.chunks.insert(chunk) {
+                offers.order.push_back(chunk);
+                *self.held_by.entry(chunk).or_default() += 1;
+            }
+        }
+    }
+
+    /// Such a host has all of it, or is gone.
+    pub(super) fn end_offers(&mut self, host: HostId) {
+        let Some(offers) = self.offers.remove(&host) else { return };
+        for chunk in offers.chunks {
+            if let Entry::Occupied(mut count) = self.held_by.entry(chunk) {
+                *count.get_mut() -= 1;
+                if *count.get() == 0 {
+                    count.remove();
+                }
+            }
+        }
+    }
+
+    /// The chunks that are here, without the first `known`.
+    pub(super) fn here_after(&self, known: usize) -> &[Digest] {
+        self.here.get(known..).unwrap_or_default()
+    }
+
+    fn has(&self, host: HostId, digest: &Digest) -> bool {
+        self.offers.get(&host).is_none_or(|offers| offers.chunks.contains(digest))
     }
 
     /// A chunk is missing that was here, or seemed to be.
@@ -117,7 +179,7 @@ impl Queue {
     pub(super) fn next(&mut self, host: HostId, now: Instant) -> Option<(Digest, usize, bool)> {
         let urgent = self.next_urgent(host, now);
         let is_urgent = urgent.is_some();
-        let in_order = |queue: &mut Self| if queue.is_quiet(now) { queue.next_in_order() } else { None };
+        let in_order = |queue: &mut Self| if queue.is_quiet(now) { queue.next_in_order(host) } else { None };
         let digest = urgent.or_else(|| in_order(self)).or_else(|| self.next_overdue(host, now))?;
         let piece = self.missing.get_mut(&digest)?;
         piece.asked.push(host);
@@ -131,22 +193,29 @@ impl Queue {
         self.urgent.retain(|digest| missing.contains_key(digest));
         self.urgent.iter().copied().find(|digest| {
             let piece = &missing[digest];
-            piece.asked.is_empty() || piece.is_overdue(host, now)
+            (piece.asked.is_empty() || piece.is_overdue(host, now)) && self.has(host, digest)
         })
     }
 
-    fn next_in_order(&mut self) -> Option<Digest> {
-        while let Some(digest) = self.order.pop_front() {
-            if self.missing.get(&digest).is_some_and(|piece| piece.asked.is_empty()) {
+    fn next_in_order(&mut self, host: HostId) -> Option<Digest> {
+        let Self { missing, order, common, offers, held_by, .. } = self;
+        let is_unasked = |digest: &Digest| missing.get(digest).is_some_and(|piece| piece.asked.is_empty());
+        if let Some(offers) = offers.get_mut(&host) {
+            return take_first(&mut offers.order, is_unasked);
+        }
+        while let Some(digest) = take_first(order, is_unasked) {
+            if !held_by.contains_key(&digest) {
                 return Some(digest);
             }
+            common.push_back(digest);
         }
-        None
+        take_first(common, is_unasked)
     }
 
     /// What another host owes for the longest time. There are no more of these than fit the windows of all hosts.
     fn next_overdue(&self, host: HostId, now: Instant) -> Option<Digest> {
-        let overdue = self.missing.iter().filter(|(_, piece)| piece.is_overdue(host, now));
+        let overdue =
+            self.missing.iter().filter(|(digest, piece)| piece.is_overdue(host, now) && self.has(host, digest));
         overdue.min_by_key(|(_, piece)| piece.asked_at).map(|(digest, _)| *digest)
     }
 
@@ -154,6 +223,7 @@ impl Queue {
     pub(super) fn arrived(&mut self, digest: &Digest, now: Instant) -> bool {
         let Some(piece) = self.missing.remove(digest) else { return false };
         self.missing_bytes -= piece.length as u64;
+        self.here.push(*digest);
         self.urgent.retain(|other| other != digest);
         self.waiting_since = (!self.urgent.is_empty()).then_some(now);
         true
@@ -161,13 +231,26 @@ impl Queue {
 
     /// A host will not answer: others may be asked at once.
     pub(super) fn gave_up(&mut self, host: HostId) {
+        self.end_offers(host);
         for (digest, piece) in self.missing.iter_mut().filter(|(_, piece)| piece.asked.contains(&host)) {
             piece.asked.retain(|asked| *asked != host);
             if piece.asked.is_empty() {
                 self.order.push_front(*digest);
+                let others = self.offers.values_mut().filter(|offers| offers.chunks.contains(digest));
+                others.for_each(|offers| offers.order.push_back(*digest));
             }
         }
     }
+}
+
+/// Takes digests away up to the first that is `wanted`, with it.
+fn take_first(order: &mut VecDeque<Digest>, wanted: impl Fn(&Digest) -> bool) -> Option<Digest> {
+    while let Some(digest) = order.pop_front() {
+        if wanted(&digest) {
+            return Some(digest);
+        }
+    }
+    None
 }
 
 impl Piece {
@@ -191,7 +274,8 @@ mod tests {
 
     /// A queue of chunks that are all wanted.
     fn queue(count: u8) -> Queue {
-        let mut queue = Queue::new((1..=count).map(|n| (digest(n), u64::from(n), 10)).collect());
+        let mut queue = Queue::new((1..=count).map(|n| (digest(n), u64::from(n), 10)).collect(), Vec::new(), 0);
+        queue.order = (1..=count).map(digest).collect();
         queue.begin_hurry();
         queue
     }
@@ -239,5 +323,26 @@ mod tests {
         assert_eq!(queue.next(A, quiet), Some((digest(1), 10, false)));
         queue.only_on_demand();
         assert_eq!(queue.next(A, quiet), None);
+    }
+
+    #[test]
+    fn who_has_all_is_asked_for_what_no_other_has() {
+        let (mut queue, now) = (queue(4), Instant::now());
+        queue.begin_offers(B);
+        assert_eq!(queue.next(B, now), None, "it is not known to have anything");
+        queue.add_offers(B, [digest(1), digest(3), digest(9)].into_iter());
+        assert_eq!(queue.next(A, now), Some((digest(2), 10, false)));
+        assert_eq!(queue.next(B, now), Some((digest(1), 10, false)));
+        assert_eq!(queue.next(A, now), Some((digest(4), 10, false)));
+        assert_eq!(queue.next(A, now), Some((digest(3), 10, false)), "nothing else is left");
+        assert_eq!(queue.next(B, now), None);
+        queue.gave_up(A);
+        queue.begin_offers(B);
+        assert_eq!(queue.next(B, now), Some((digest(3), 10, false)), "only this it has");
+        queue.end_offers(B);
+        assert!(queue.next(B, now).is_some());
+        assert!(queue.arrived(&digest(3), now));
+        assert_eq!(queue.here_after(0), [digest(3)]);
+        assert!(queue.here_after(1).is_empty() && queue.here_after(7).is_empty());
     }
 }

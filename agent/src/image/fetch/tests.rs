@@ -41,8 +41,9 @@ pub(in crate::image) struct Swarm {
 }
 
 impl Providers for Swarm {
-    fn find(&self, _: Digest) -> BoxFuture<'_, Vec<HostId>> {
-        let hosts = self.hosts.lock().unwrap().iter().map(|host| host.id).collect();
+    fn find(&self, image: Digest) -> BoxFuture<'_, Vec<Holder>> {
+        let holder = |host: &Host| Holder { host: host.id, complete: host.store.has(image) };
+        let hosts = self.hosts.lock().unwrap().iter().map(holder).collect();
         std::future::ready(hosts).boxed()
     }
 
@@ -60,6 +61,8 @@ impl Providers for Swarm {
     fn arrivals(&self) -> BoxStream<'static, ()> {
         futures::stream::pending().boxed()
     }
+
+    fn changed(&self) {}
 
     fn lied(&self, host: HostId, _: Digest, _: Digest) {
         self.lies.lock().unwrap().push(host);
@@ -89,6 +92,15 @@ impl Swarm {
 async fn behave(store: Arc<ImageStore>, manner: Manner, sent: Arc<AtomicU64>, mut stream: DuplexStream) {
     let mut chunks = 0;
     while let Ok(Some(question)) = read_message(&mut stream).await {
+        if matches!(ImageRequest::decode(&question), Ok(ImageRequest::Follow(_))) {
+            // What comes is told for as long as somebody listens.
+            let (mut near, far) = tokio::io::duplex(1 << 20);
+            write_message(&mut near, &question).await.unwrap();
+            let answered = async { answer(&store, far).await.map_err(drop) };
+            let copied = async { tokio::io::copy(&mut near, &mut stream).await.map_err(drop) };
+            tokio::try_join!(answered, copied).ok();
+            return;
+        }
         let is_chunk = matches!(ImageRequest::decode(&question), Ok(ImageRequest::Chunk(_)));
         match manner {
             Manner::Stalls if is_chunk => std::future::pending().await,
@@ -240,15 +252,15 @@ async fn a_pull_goes_on_where_it_was_when_its_providers_were_lost() {
     let lost = pull(&to, &image, &swarm).await.unwrap_err();
     assert!(matches!(&lost, ImageError::Fetch { reason, .. } if reason.contains("kept")), "{lost}");
     swarm.hosts.lock().unwrap()[0].manner = Manner::Breaks(10);
-    let cut = tokio::time::timeout(Duration::from_secs(1), pull(&to, &image, &swarm));
-    // As when the agent is killed: nothing is tidied.
-    let mut cut = Box::pin(cut);
+    let mut cut = Box::pin(pull(&to, &image, &swarm));
     assert!(futures::poll!(&mut cut).is_pending());
     while sent.load(Ordering::Relaxed) < 10 {
         assert!(futures::poll!(&mut cut).is_pending());
         tokio::task::yield_now().await;
     }
-    std::mem::forget(cut);
+    // As when the agent ends: nothing is tidied.
+    to.close();
+    drop(cut);
     let before = sent.load(Ordering::Relaxed);
     swarm.hosts.lock().unwrap()[0].manner = Manner::Honest;
     let to = Arc::new(ImageStore::open(kept.path()).unwrap());
@@ -292,4 +304,51 @@ async fn what_nobody_has_is_an_error_at_once() {
     let error = pull(&to, &image, &Arc::new(Swarm::default())).await.unwrap_err();
     assert!(error.to_string().ends_with("no host has it"), "{error}");
     assert!(is_empty(&to));
+}
+
+#[tokio::test]
+async fn who_fetches_gives_what_has_come() {
+    let ((tmp, from), (_one, first), (_two, second)) = (store(), store(), store());
+    let image = import(&tmp, &from, "one", &content(60));
+    // The first has the only whole copy for itself, and that breaks off after a while for good.
+    let seen = Arc::new(Swarm::default());
+    let sent = seen.add(1, &from, Manner::Honest);
+    let slow = Pull { rate: Some(8 * CHUNK_BYTES as u64), ..pull_of(&image) };
+    let pulling = first.pull(slow, seen.clone(), watch::Sender::new(Progress::default()));
+    let others = async {
+        while sent.load(Ordering::Relaxed) < 10 {
+            tokio::task::yield_now().await;
+        }
+        let known = Arc::new(Swarm::default());
+        let whole = known.add(1, &from, Manner::Honest);
+        let part = known.add(2, &first, Manner::Honest);
+        pull(&second, &image, &known).await.unwrap();
+        (whole.load(Ordering::Relaxed), part.load(Ordering::Relaxed))
+    };
+    let (whole, part) = tokio::select! {
+        _ = pulling => panic!("the rate was not kept"),
+        sent = others => sent,
+    };
+    assert!(is_whole(&second));
+    assert!(part > 0 && whole + part == 60, "{whole} of the whole copy, {part} of the other");
+}
+
+#[tokio::test]
+async fn a_pull_that_is_more_than_the_owner_lends_leaves_nothing() {
+    let ((tmp, from), (_kept, to)) = (store(), store());
+    let image = import(&tmp, &from, "one", &content(5));
+    let swarm = Arc::new(Swarm::default());
+    swarm.add(1, &from, Manner::Honest);
+    to.set_limit(Some(3 * CHUNK_BYTES as u64));
+    let error = pull(&to, &image, &swarm).await.unwrap_err();
+    assert!(matches!(error, ImageError::Quota { used_bytes: 0, .. }), "{error}");
+    tokio::time::timeout(Duration::from_secs(30), async {
+        while !is_empty(&to) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .expect("something stays");
+    to.set_limit(None);
+    pull(&to, &image, &swarm).await.unwrap();
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::time::Instant;
 use virtuoso_overlay::ids::{Digest, HostId};
-use virtuoso_overlay::wire::image::{ImageAnswer, ImageRequest};
+use virtuoso_overlay::wire::image::{CHUNK_LIST_BYTES_MAX, ImageAnswer, ImageRequest};
 
 /// Questions under way: 2 MiB of chunks fill a path of 300 Mbit/s with 50 ms of round trip.
 const WINDOW: usize = 8;
@@ -37,16 +37,30 @@ impl From<io::Error> for Fault {
 pub(super) struct Worker {
     shared: Arc<Shared>,
     host: HostId,
+    /// It has all of the image.
+    complete: bool,
     asked: VecDeque<(Digest, usize)>,
 }
 
 impl Worker {
-    pub(super) fn new(shared: Arc<Shared>, host: HostId) -> Self {
-        Self { shared, host, asked: VecDeque::new() }
+    pub(super) fn new(shared: Arc<Shared>, host: HostId, complete: bool) -> Self {
+        Self { shared, host, complete, asked: VecDeque::new() }
     }
 
     /// Asks until nothing is missing.
-    pub(super) async fn run(mut self) -> Result<(), Fault> {
+    pub(super) async fn run(self) -> Result<(), Fault> {
+        if self.complete {
+            return self.talk().await;
+        }
+        let (shared, host) = (self.shared.clone(), self.host);
+        shared.queue().begin_offers(host);
+        tokio::select! {
+            ended = self.talk() => ended,
+            fault = follow(&shared, host) => Err(fault),
+        }
+    }
+
+    async fn talk(mut self) -> Result<(), Fault> {
         let stream = self.shared.providers.open(self.host).await.map_err(Fault::Stream)?;
         let (mut reading, mut writing) = tokio::io::split(stream);
         loop {
@@ -95,6 +109,33 @@ impl Worker {
         kept.await.map_err(|error| Fault::Stream(format!("keeping a chunk broke off: {error}")))??;
         self.shared.arrived(self.host, &digest);
         Ok(())
+    }
+}
+
+/// Hears which chunks a host has that fetches the image too. Ends when that can't be heard any more.
+async fn follow(shared: &Shared, host: HostId) -> Fault {
+    let hear = async {
+        let mut stream = shared.providers.open(host).await.map_err(Fault::Stream)?;
+        write_message(&mut stream, &ImageRequest::Follow(shared.image).encode()).await?;
+        stream.flush().await?;
+        loop {
+            let list = read_answer(&mut stream, CHUNK_LIST_BYTES_MAX).await?;
+            let list = list.ok_or_else(|| Fault::Stream("it does not fetch the image any more".into()))?;
+            if list.is_empty() {
+                return Ok(());
+            }
+            let (digests, _) = list.as_chunks();
+            shared.queue().add_offers(host, digests.iter().copied().map(Digest));
+            shared.changed.notify_waiters();
+        }
+    };
+    match hear.await {
+        Ok(()) => {
+            shared.queue().end_offers(host);
+            shared.changed.notify_waiters();
+            std::future::pending().await
+        }
+        Err(fault) => fault,
     }
 }
 
