@@ -20,8 +20,8 @@ pub const VM_DISK: StreamKind = StreamKind::new("vm-disk");
 const PIPE_BYTES: usize = 256 << 10;
 
 impl Agent {
-    /// Makes a copy of a VM of this host where it is wanted. Its disk is copied as it is now; dropping the future leaves
-    /// nothing of it.
+    /// Makes a copy of a VM of this host where it is wanted. Its disk is copied as it is now; dropping the future
+    /// leaves nothing of it.
     pub(super) async fn clone_here(
         &self,
         source: Name,

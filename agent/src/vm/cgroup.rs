@@ -51,8 +51,8 @@ struct Group {
     limits: Vec<(&'static str, String)>,
 }
 
-/// Puts a VM's process into control groups of its own, as far as this machine has them. Only a limit that somebody asked
-/// for must be kept.
+/// Puts a VM's process into control groups of its own, as far as this machine has them. Only a limit that somebody
+/// asked for must be kept.
 pub(super) fn confine(spec: &Spec, pid: u32) -> anyhow::Result<()> {
     static TOLD: AtomicBool = AtomicBool::new(false);
     let group = Cgroup::of(spec);
