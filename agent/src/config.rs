@@ -6,6 +6,7 @@ pub mod dns;
 pub mod file;
 pub(crate) mod nearest;
 
+use crate::engine::LinkSettings;
 use crate::logging::{LogFilter, LogFormat};
 use crate::name::Name;
 use crate::size::ByteSize;
@@ -61,6 +62,8 @@ pub struct Config {
     pub limits: Limits,
     /// This host's resolver.
     pub dns: Dns,
+    /// What limits the links to other hosts.
+    pub links: LinkSettings,
     /// What goes to stderr.
     pub log: Log,
 }
@@ -112,6 +115,7 @@ pub struct Layer {
     pub labels: Option<BTreeMap<String, String>>,
     pub limits: Option<Limits>,
     pub dns: DnsLayer,
+    pub links: Option<LinkSettings>,
     pub log: LogLayer,
 }
 
@@ -184,6 +188,7 @@ impl Config {
             labels: flags.labels.or(file.labels).unwrap_or_default(),
             limits: flags.limits.or(file.limits).unwrap_or_default(),
             dns: Dns { listen: flags.dns.listen.or(file.dns.listen).unwrap_or_default() },
+            links: flags.links.or(file.links).unwrap_or_default(),
             log: Log {
                 level: flags.log.level.or(file.log.level).unwrap_or_default(),
                 format: flags.log.format.or(file.log.format).unwrap_or_default(),
@@ -226,6 +231,7 @@ impl Config {
             ("advertise", old.advertise != new.advertise),
             ("mdns", old.mdns != new.mdns),
             ("dns.listen", old.dns != new.dns),
+            ("links", old.links != new.links),
             ("log.format", old.log.format != new.log.format),
         ];
         changes.applied.extend(reloadable.iter().filter(|(_, differs)| *differs).map(|(key, _)| key));

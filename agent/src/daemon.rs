@@ -11,7 +11,7 @@ use crate::core::vm_clone::{VM_DISK, serve_disks};
 use crate::core::vm_names::{Names, VM_NAME, serve_names};
 use crate::core::{Agent, Core, Credentials, ImageSource, Parts};
 use crate::disc::{DISC, Discs, Shelf};
-use crate::engine::{self, ControlPort, EngineConfig, EngineHandle, Socket, control_endpoint_config};
+use crate::engine::{self, ControlPort, EngineConfig, EngineHandle, LinkSettings, Socket, control_endpoint_config};
 use crate::entropy;
 use crate::events::{EventKind, EventLog};
 use crate::facts::HostFacts;
@@ -74,7 +74,7 @@ async fn serve(source: &Source, config: Config, log: &LogHandle) -> anyhow::Resu
     let (credentials, founded) = credentials(&state, &key, &config, known_peers.is_empty())?;
     let gatekeeper = Arc::new(Gatekeeper::default());
     let control_port = ControlPort::new(udp.clone());
-    let (engine, engine_events) = start_engine(&udp, &control_port, &key, &gatekeeper)?;
+    let (engine, engine_events) = start_engine(&udp, &control_port, &key, &gatekeeper, config.links)?;
     let swarm = start_swarm(&config, &state, &key, &credentials, known_peers, (&udp, control_port))?;
     let streams = swarm.streams();
     let discs = serve_files(&state, key.host_id(), &images, &streams)?;
@@ -318,6 +318,7 @@ fn start_engine(
     control: &Arc<ControlPort>,
     key: &Arc<SigningKey>,
     gatekeeper: &Arc<Gatekeeper>,
+    links: LinkSettings,
 ) -> anyhow::Result<(EngineHandle, mpsc::Receiver<engine::EngineEvent>)> {
     let gatekeeper = gatekeeper.clone();
     engine::start(EngineConfig {
@@ -329,6 +330,7 @@ fn start_engine(
             gatekeeper.admit_encoded(*host, certificate).map(|_| ()).map_err(|error| error.to_string())
         }),
         switch: Switch::new(key.clone(), Arc::new(Ed25519), entropy::u64()),
+        links,
     })
 }
 

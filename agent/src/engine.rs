@@ -11,6 +11,7 @@
 mod cid;
 mod clock;
 mod command;
+mod congestion;
 mod connection;
 mod control_port;
 mod demux;
@@ -33,6 +34,7 @@ mod worker;
 mod tests;
 
 pub use command::EngineHandle;
+pub use congestion::Congestion;
 pub use control_port::{ControlCounters, ControlPort, control_endpoint_config};
 pub use demux::DemuxCounters;
 pub use event::EngineEvent;
@@ -43,6 +45,7 @@ pub use tap::TapOffloads;
 
 use anyhow::{Context, Result};
 use libp2p::identity::Keypair;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use virtuoso_overlay::ids::HostId;
@@ -65,6 +68,18 @@ pub struct EngineConfig {
     pub admit: AdmissionCheck,
     /// The switch. The engine owns it from now on; [`EngineHandle::call`] reaches it.
     pub switch: Switch,
+    /// What limits links.
+    pub links: LinkSettings,
+}
+
+/// What an operator says about links.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LinkSettings {
+    /// What limits how much a link has on its way.
+    pub congestion: Congestion,
+    /// The most that a link sends, in Mbit/s; 0 is no limit.
+    pub rate_mbit: u32,
 }
 
 /// Starts the engine's thread. The receiver yields what the control plane must know; it ends when the engine does.
@@ -72,9 +87,9 @@ pub struct EngineConfig {
 /// # Errors
 /// If the key is of the wrong kind, or the thread or its descriptors can't be made.
 pub fn start(config: EngineConfig) -> Result<(EngineHandle, mpsc::Receiver<EngineEvent>)> {
-    let EngineConfig { socket, control, keypair, certificate, admit, switch } = config;
+    let EngineConfig { socket, control, keypair, certificate, admit, switch, links: settings } = config;
     let may_fragment = socket.may_fragment();
-    let links = links::Links::new(links::LinksConfig { keypair, certificate, admit, may_fragment })?;
+    let links = links::Links::new(links::LinksConfig { keypair, certificate, admit, may_fragment, settings })?;
     let (sender, commands) = mpsc::channel(command::COMMANDS_MAX);
     let (events, receiver) = mpsc::channel(event::EVENTS_MAX);
     let wake = Arc::new(command::Wake::new().context("Can't make the engine's wake-up descriptor")?);

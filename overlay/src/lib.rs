@@ -11,9 +11,11 @@
 //! A third, [`uplinks::Election`], sees to it that one host alone joins a LAN to a network.
 #![forbid(unsafe_code)]
 
+pub mod breaker;
 pub mod chunk;
 pub mod claims;
 pub mod crypto;
+pub mod delay_window;
 pub mod drop_reason;
 mod flood;
 pub mod ids;
@@ -25,6 +27,7 @@ pub mod moderation;
 pub mod names;
 pub mod node;
 pub mod offload;
+pub mod pace;
 pub mod packet;
 pub mod queue;
 mod rng;

@@ -3,8 +3,8 @@
 /// Packets over which one sample counts fully; fewer count in proportion.
 const PACKETS_FULL: f64 = 2_000.0;
 
-/// Loss from which headers of super-frames are sent twice: one in two thousand.
-const LOSSY: f64 = 0.0005;
+/// Loss from which headers of super-frames are sent twice: more than one packet in [`PACKETS_FULL`].
+const LOSSY: f64 = 1.2 / PACKETS_FULL;
 
 /// A moving average of lost packets.
 #[derive(Clone, Copy, Default, Debug)]

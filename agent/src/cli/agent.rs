@@ -114,6 +114,7 @@ impl Settings {
             labels: self.labels.map(|labels| labels.into_iter().collect()),
             limits: None,
             dns: DnsLayer { listen: self.dns_listen },
+            links: None,
             log: LogLayer { level: self.log_level, format: self.log_format },
         }
     }

@@ -28,6 +28,7 @@ const KEYS: &[(&str, Option<&[&str]>)] = &[
     ("labels", None),
     ("limits", Some(&["vcpus", "memory", "disk"])),
     ("dns", Some(&["listen"])),
+    ("links", Some(&["congestion", "rate_mbit"])),
     ("log", Some(&["level", "format"])),
 ];
 

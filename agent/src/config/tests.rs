@@ -1,4 +1,5 @@
 use super::*;
+use crate::engine::Congestion;
 
 fn layer(text: &str) -> Layer {
     file::parse(text, "agent.toml").unwrap()
@@ -31,6 +32,10 @@ disk = 1073741824
 [dns]
 listen = "off"
 
+[links]
+congestion = "cubic"
+rate_mbit = 250
+
 [log]
 level = "debug"
 format = "json"
@@ -59,6 +64,7 @@ fn the_file_sets_every_key() {
     assert_eq!(config.log.format, LogFormat::Json);
     assert!(!config.mdns);
     assert_eq!(config.dns.listen, DnsListen::Off);
+    assert_eq!(config.links, LinkSettings { congestion: Congestion::Cubic, rate_mbit: 250 });
 }
 
 #[test]

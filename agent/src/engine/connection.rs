@@ -1,7 +1,9 @@
 //! One QUIC connection of the data plane: quinn-proto's state machine, the way its packets go, its message stream, and
 //! the frames that it packs and puts together again. Which connection serves a link is decided in [`super::links`].
 
+use super::LinkSettings;
 use super::clock::Tick;
+use super::congestion::{self, Congestion};
 use super::path::{Path, Route};
 use super::socket::{Outcome, Socket};
 use super::stream::{MessageStream, StreamError};
@@ -10,11 +12,15 @@ use bytes::Bytes;
 use quinn::udp::EcnCodepoint;
 use quinn_proto::{ConnectionHandle, VarInt};
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
+use virtuoso_overlay::breaker::Breaker;
 use virtuoso_overlay::chunk::{Packer, Reassembler};
 use virtuoso_overlay::ids::HostId;
 use virtuoso_overlay::loss::LossMeter;
 use virtuoso_overlay::offload::{Gso, VnetHdr};
+use virtuoso_overlay::pace::Pace;
 use virtuoso_overlay::wire::frame::{FrameHeader, HEADER_BYTES, VNET_BYTES};
 
 /// Sends of one connection in one turn of the loop: four super-frames, so that no link waits long for another.
@@ -71,7 +77,14 @@ pub(super) struct Connection {
     pub(super) deadline: Option<Instant>,
     /// When a frame that lacks a part is given up.
     pub(super) repair_at: Option<Instant>,
-    pub(super) loss: LossMeter,
+    loss: LossMeter,
+    breaker: Breaker,
+    /// Tells QUIC whether the breaker is open.
+    limit: Arc<AtomicBool>,
+    setting: Congestion,
+    pace: Pace,
+    /// When what waits may be sent.
+    pub(super) pace_at: Option<Instant>,
     /// Whether it is in the list of connections to look after.
     pub(super) is_touched: bool,
 }
@@ -101,7 +114,9 @@ impl Connection {
         route: Route,
         peer: Option<HostId>,
         setup_until: Instant,
+        settings: LinkSettings,
     ) -> Self {
+        let limit = congestion::breaker_of(&quic);
         let role = if quic.side().is_client() { Role::Dialler } else { Role::Acceptor };
         Self {
             handle,
@@ -120,6 +135,11 @@ impl Connection {
             deadline: None,
             repair_at: None,
             loss: LossMeter::default(),
+            breaker: Breaker::default(),
+            limit,
+            setting: settings.congestion,
+            pace: Pace::new(u64::from(settings.rate_mbit) * 1_000_000),
+            pace_at: None,
             is_touched: false,
         }
     }
@@ -130,25 +150,45 @@ impl Connection {
     }
 
     /// Whether a packet can be handed to QUIC now: it holds less than a super-frame, be that one or many small ones.
-    pub(super) fn has_room(&mut self) -> bool {
-        self.unsent.is_none() && self.quic.datagrams().send_buffer_space() > DATAGRAM_BUFFER_BYTES - COMMITTED_BYTES_MAX
+    pub(super) fn has_room(&mut self, tick: Tick) -> bool {
+        self.unsent.is_none()
+            && self.pace.is_open(tick.now.mono)
+            && self.quic.datagrams().send_buffer_space() > DATAGRAM_BUFFER_BYTES - COMMITTED_BYTES_MAX
     }
 
     /// Packs one packet (virtio-net header and frame); false if QUIC did not take all of it. HOT PATH.
-    pub(super) fn pack(&mut self, header: &FrameHeader, packet: &[u8]) -> bool {
+    pub(super) fn pack(&mut self, tick: Tick, header: &FrameHeader, packet: &[u8]) -> bool {
         let Some(size) = self.quic.datagrams().max_size() else { return false };
         let guarded = if self.loss.is_lossy() { header_bytes(packet) } else { 0 };
         let mut taken = true;
         let mut datagrams = self.quic.datagrams();
         let mut send = |datagram| taken &= datagrams.send(datagram, false).is_ok();
         self.packer.push(size, guarded, &header.encode(), packet, &mut send);
+        self.pace.spend(tick.now.mono, packet.len());
         taken
     }
 
-    /// Notes how much the path loses.
-    pub(super) fn sample_loss(&mut self) {
+    /// Notes how much the path loses. True when that has just opened the breaker.
+    pub(super) fn sample_loss(&mut self, tick: Tick) -> bool {
         let path = self.quic.stats().path;
         self.loss.sample(path.sent_packets, path.lost_packets);
+        let is_open = self.breaker.sample(tick.now.mono, path.sent_packets, path.lost_packets);
+        let was_open = self.limit.swap(is_open, Ordering::Relaxed);
+        is_open && !was_open
+    }
+
+    /// What limits how much is on its way, now.
+    pub(super) fn congestion(&self) -> Congestion {
+        match self.setting {
+            Congestion::None if self.limit.load(Ordering::Relaxed) => Congestion::Cubic,
+            setting => setting,
+        }
+    }
+
+    /// Plans when what waits may be sent.
+    pub(super) fn plan_pace(&mut self, tick: Tick, waits: bool) {
+        let opens_at = self.pace.opens_at(tick.now.mono).filter(|_| waits);
+        self.pace_at = opens_at.map(|at| tick.at + at.since(tick.now.mono));
     }
 
     /// Plans when frames that lack a part are given up.

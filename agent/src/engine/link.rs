@@ -32,6 +32,8 @@ pub(super) struct Link {
     pub(super) queue: LinkQueue,
     /// Frames.
     pub(super) traffic: TrafficCounters,
+    /// Frames that lacked a part and were delivered all the same.
+    pub(super) repaired: u64,
     /// Why the last attempt or connection ended.
     pub(super) error: Option<String>,
     failures: u32,
@@ -49,6 +51,7 @@ impl Link {
             retry_at: None,
             queue: LinkQueue::new(seed),
             traffic: TrafficCounters::default(),
+            repaired: 0,
             error: None,
             failures: 0,
             up_since: None,

@@ -18,7 +18,7 @@ use super::path::{Path, Route};
 use super::queue::Spares;
 use super::socket::Socket;
 use super::stats::{LinkInfo, TrafficCounters};
-use super::{AdmissionCheck, tls, transport};
+use super::{AdmissionCheck, LinkSettings, tls, transport};
 use admission::RefusalLog;
 use anyhow::Result;
 use bytes::BytesMut;
@@ -77,6 +77,7 @@ pub(super) struct LinksConfig {
     pub(super) certificate: Vec<u8>,
     pub(super) admit: AdmissionCheck,
     pub(super) may_fragment: bool,
+    pub(super) settings: LinkSettings,
 }
 
 /// All links.
@@ -88,6 +89,7 @@ pub(super) struct Links {
     /// Keeps guests from choosing conversations that share a queue.
     seed: u64,
     spares: Spares,
+    settings: LinkSettings,
     /// Tells this run of the agent from an earlier one, so that peers drop connections to that one at once.
     instance: u64,
     endpoint: Endpoint,
@@ -113,7 +115,7 @@ impl Links {
         let ids = current.clone();
         let mut endpoint = EndpointConfig::new(Arc::new(tls::ResetKey::data(&config.keypair)?));
         endpoint.cid_generator(move || Box::new(super::cid::DataCids(ids.clone())));
-        let transport = transport::config(config.may_fragment);
+        let transport = transport::config(config.may_fragment, config.settings.congestion);
         let mut server = ServerConfig::with_crypto(Arc::new(tls::server(&config.keypair)?));
         server.transport_config(Arc::clone(&transport)).migration(false);
         let endpoint = Endpoint::new(Arc::new(endpoint), Some(Arc::new(server)), !config.may_fragment, None);
@@ -127,6 +129,7 @@ impl Links {
             admit: config.admit,
             seed: u64::from_be_bytes(seed),
             spares: Spares::default(),
+            settings: config.settings,
             instance: u64::from_be_bytes(instance),
             endpoint,
             transport,
@@ -223,8 +226,8 @@ impl Links {
             link.want(tick.at);
             return;
         };
-        if queue.is_empty() && connection.has_room() {
-            pack(connection, traffic, header, packet.as_ref());
+        if queue.is_empty() && connection.has_room(tick) {
+            pack(tick, connection, traffic, header, packet.as_ref());
         } else {
             queue.push(tick.now.mono, *header, packet, &mut self.spares, &mut traffic.drops, DropReason::QueueFull);
         }
@@ -272,7 +275,8 @@ impl Links {
             }
             let sent = connection.transmit(tick, socket, &mut self.outgoing);
             self.is_blocked |= sent == Sent::Blocked;
-            has_more |= sent == Sent::Partly || (sent == Sent::All && waits && connection.has_room());
+            has_more |= sent == Sent::Partly || (sent == Sent::All && waits && connection.has_room(tick));
+            connection.plan_pace(tick, waits);
             if sent != Sent::All || waits {
                 unfinished.push(slot);
             }
@@ -302,7 +306,10 @@ impl Links {
             }
         }
         for (_, connection) in self.table.iter_mut() {
-            connection.sample_loss();
+            if connection.sample_loss(tick) {
+                let host = connection.peer.map(|peer| peer.to_string());
+                tracing::info!(host, "The link loses much of what is sent: it gets a congestion window for a while");
+            }
         }
     }
 
@@ -334,6 +341,10 @@ impl Links {
             mtu_bytes: path.map(|path| path.current_mtu),
             sent_packets: path.map_or(0, |path| path.sent_packets),
             lost_packets: path.map_or(0, |path| path.lost_packets),
+            congestion: connection.map_or(self.settings.congestion, Connection::congestion),
+            repaired_frames: link.repaired,
+            queued_frames: link.queue.len() as u64,
+            marked_frames: link.queue.marked(),
             traffic: link.traffic,
             error: link.error.clone(),
             age: link.age(now),
@@ -360,7 +371,7 @@ impl Links {
         match self.endpoint.accept(incoming, tick.at, &mut self.response, None) {
             Ok(made) => {
                 let route = Route::accepted(Path::Direct(source));
-                let connection = Connection::new(made, name, route, None, tick.at + SETUP_TIME);
+                let connection = Connection::new(made, name, route, None, tick.at + SETUP_TIME, self.settings);
                 self.table.insert(slot, connection);
                 self.touch(slot);
             }
@@ -422,7 +433,7 @@ impl Links {
         }
         connection.reassembler.settle(tick.now.mono, |packet| deliver(peer, &mut link.traffic, packet));
         connection.plan_repair(tick);
-        count_losses(connection, &mut link.traffic);
+        count_losses(connection, link);
     }
 
     /// Ends the link to `host`, whose message could not be understood.
@@ -466,23 +477,24 @@ impl Connection {
 
 /// Hands waiting packets to QUIC while it has room.
 fn fill(tick: Tick, link: &mut Link, connection: &mut Connection, spares: &mut Spares) {
-    while connection.has_room() {
+    while connection.has_room(tick) {
         let Some(queued) = link.queue.pop(tick.now.mono, spares, &mut link.traffic.drops) else { break };
-        pack(connection, &mut link.traffic, &queued.header, queued.packet.as_ref());
+        pack(tick, connection, &mut link.traffic, &queued.header, queued.packet.as_ref());
         spares.put(queued.packet);
     }
 }
 
-fn pack(connection: &mut Connection, traffic: &mut TrafficCounters, header: &FrameHeader, packet: &[u8]) {
-    if connection.pack(header, packet) {
+fn pack(tick: Tick, connection: &mut Connection, traffic: &mut TrafficCounters, header: &FrameHeader, packet: &[u8]) {
+    if connection.pack(tick, header, packet) {
         traffic.sent(frame_bytes(packet));
     } else {
         traffic.drops.count(DropReason::QueueFull);
     }
 }
 
-fn count_losses(connection: &mut Connection, traffic: &mut TrafficCounters) {
-    let losses = connection.reassembler.take_losses();
+fn count_losses(connection: &mut Connection, link: &mut Link) {
+    let (losses, traffic) = (connection.reassembler.take_losses(), &mut link.traffic);
+    link.repaired += losses.repaired;
     for _ in 0..losses.incomplete {
         traffic.drops.count(DropReason::Incomplete);
     }

@@ -63,6 +63,16 @@ impl LinkQueue {
         &mut self.flows
     }
 
+    /// Packets that wait.
+    pub(super) fn len(&self) -> usize {
+        self.following.len() + self.flows.len()
+    }
+
+    /// Packets that were marked instead of dropped, since the beginning.
+    pub(super) fn marked(&self) -> u64 {
+        self.flows.marked()
+    }
+
     /// Bytes that wait in the flow queues.
     pub(super) fn flow_bytes(&self) -> usize {
         self.flows.bytes()

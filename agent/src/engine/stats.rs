@@ -1,5 +1,6 @@
 //! What operators see of links and ports: plain numbers, taken as a snapshot.
 
+use super::congestion::Congestion;
 use super::demux::DemuxCounters;
 use std::time::Duration;
 use virtuoso_overlay::drop_reason::DropCounters;
@@ -77,6 +78,14 @@ pub struct LinkInfo {
     pub sent_packets: u64,
     /// How many of them were lost.
     pub lost_packets: u64,
+    /// What limits how much is on its way, now.
+    pub congestion: Congestion,
+    /// Frames that came without a part, and were delivered as far as they came.
+    pub repaired_frames: u64,
+    /// Frames that wait for the link.
+    pub queued_frames: u64,
+    /// Frames that were marked instead of dropped because they had waited for too long.
+    pub marked_frames: u64,
     /// Frames.
     pub traffic: TrafficCounters,
     /// Why the link is not up, if it was tried.

@@ -56,11 +56,12 @@ struct Options {
     certificate: &'static [u8],
     offloads: TapOffloads,
     has_control: bool,
+    links: LinkSettings,
 }
 
 impl Options {
     fn key(key: u8) -> Self {
-        Self { key, port: 0, certificate: b"member", offloads: ALL, has_control: false }
+        Self { key, port: 0, certificate: b"member", offloads: ALL, has_control: false, links: LinkSettings::default() }
     }
 }
 
@@ -95,7 +96,8 @@ impl Lab {
         });
         let switch = Switch::new(signer.clone(), signer, options.key.into());
         let certificate = options.certificate.to_vec();
-        let config = EngineConfig { socket, control: control.clone(), keypair, certificate, admit, switch };
+        let links = options.links;
+        let config = EngineConfig { socket, control: control.clone(), keypair, certificate, admit, switch, links };
         let (engine, events) = start(config).unwrap();
         let (ours, theirs) = RawSocket::pair(Domain::UNIX, Type::from(libc::SOCK_SEQPACKET), None).unwrap();
         theirs.set_read_timeout(Some(PATIENCE)).unwrap();

@@ -1,10 +1,9 @@
 //! QUIC's settings on the data plane, each with its reason.
 
-use quinn_proto::congestion::{Controller, ControllerFactory};
+use super::congestion::{Congestion, Windows};
 use quinn_proto::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
-use std::any::Any;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The largest UDP payload that a path is probed for: an Ethernet underlay with IPv4. Over IPv6 discovery ends at 1452.
 const MTU_CEILING: u16 = 1472;
@@ -31,7 +30,7 @@ const IDLE: Duration = Duration::from_secs(15);
 const INITIAL_RTT: Duration = Duration::from_millis(100);
 
 /// The settings of every connection. `may_fragment` switches discovery off where its probes would be fragmented.
-pub(crate) fn config(may_fragment: bool) -> Arc<TransportConfig> {
+pub(super) fn config(may_fragment: bool, congestion: Congestion) -> Arc<TransportConfig> {
     let mut discovery = MtuDiscoveryConfig::default();
     // Steps of 20 bytes, the default, would give up to 19 bytes of each packet away. A black hole that burst loss
     // feigned must not halve a link for a minute.
@@ -56,39 +55,6 @@ pub(crate) fn config(may_fragment: bool) -> Arc<TransportConfig> {
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
         .receive_window(VarInt::from_u32(STREAM_WINDOW))
         .send_window(u64::from(STREAM_WINDOW))
-        .congestion_controller_factory(Arc::new(NoWindow));
+        .congestion_controller_factory(Arc::new(Windows(congestion)));
     Arc::new(config)
-}
-
-/// No congestion window: guests' flows bring their own congestion control, and a second loop around them costs
-/// an inner BBR most of its rate on a lossy path. A window above 4 GiB also switches pacing off.
-#[derive(Clone, Copy, Debug)]
-struct NoWindow;
-
-impl ControllerFactory for NoWindow {
-    fn build(self: Arc<Self>, _: Instant, _: u16) -> Box<dyn Controller> {
-        Box::new(Self)
-    }
-}
-
-impl Controller for NoWindow {
-    fn on_congestion_event(&mut self, _: Instant, _: Instant, _: bool, _: u64) {}
-
-    fn on_mtu_update(&mut self, _: u16) {}
-
-    fn window(&self) -> u64 {
-        u64::MAX / 4
-    }
-
-    fn clone_box(&self) -> Box<dyn Controller> {
-        Box::new(*self)
-    }
-
-    fn initial_window(&self) -> u64 {
-        self.window()
-    }
-
-    fn into_any(self: Box<Self>) -> Box<dyn Any> {
-        self
-    }
 }

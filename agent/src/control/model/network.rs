@@ -197,6 +197,14 @@ pub struct Link {
     pub rx_frames: u64,
     /// Frames that died, by reason.
     pub drops: BTreeMap<String, u64>,
+    /// What limits how much is on its way: `none`, `cubic` or `delay`. A flood turns `none` into `cubic` for a while.
+    pub congestion: String,
+    /// Frames that came without a part, and were delivered as far as they came.
+    pub repaired_frames: u64,
+    /// Frames that wait for the link.
+    pub queued_frames: u64,
+    /// Frames that were marked because they had waited for too long, where their sender understands that.
+    pub marked_frames: u64,
     /// Seconds since the link came up.
     pub age_s: f64,
 }

@@ -52,8 +52,9 @@ impl Links {
                 connection.quic.handle_timeout(tick.at);
                 connection.deadline = connection.quic.poll_timeout();
             }
-            // It is planned anew when the connection is looked after.
+            // They are planned anew when the connection is looked after.
             connection.repair_at = connection.repair_at.filter(|at| *at > tick.at);
+            connection.pace_at = connection.pace_at.filter(|at| *at > tick.at);
             match connection.phase {
                 Phase::Held { until } if until <= tick.at => self.welcome(tick, slot),
                 Phase::Up | Phase::Closed => {}
@@ -139,7 +140,7 @@ impl Links {
         self.current.set(slot);
         match self.begin(tick, host, name) {
             Ok(made) => {
-                let connection = Connection::new(made, name, route, Some(host), tick.at + SETUP_TIME);
+                let connection = Connection::new(made, name, route, Some(host), tick.at + SETUP_TIME, self.settings);
                 self.table.insert(slot, connection);
                 if let Some(link) = self.links.get_mut(&host) {
                     link.dialling = Some(slot);
@@ -209,7 +210,7 @@ impl Connection {
             Phase::Handshake | Phase::Hello | Phase::Welcomed => Some(self.setup_until),
             Phase::Up | Phase::Closed => None,
         };
-        [self.deadline, self.repair_at, own].into_iter().flatten().min()
+        [self.deadline, self.repair_at, self.pace_at, own].into_iter().flatten().min()
     }
 }
 

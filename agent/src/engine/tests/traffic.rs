@@ -118,3 +118,42 @@ fn a_vanished_tap_is_reported() {
     assert_eq!(lost, NETWORK);
     assert!(lab.info(&a).ports.is_empty());
 }
+
+#[test]
+fn a_window_of_each_kind_carries_frames() {
+    for congestion in [Congestion::Cubic, Congestion::Delay] {
+        let lab = Lab::new();
+        let links = LinkSettings { congestion, rate_mbit: 0 };
+        let a = lab.host(&Options { links, ..Options::key(1) });
+        let mut b = lab.host(&Options { links, ..Options::key(2) });
+        lab.introduce(&a, &b);
+        let (header, frame) = super_frame(65_000, 1460);
+        for _ in 0..100 {
+            a.send(&header.encode(), &frame);
+            assert_eq!(b.receive(), (header.encode().to_vec(), frame.clone()));
+        }
+        assert_eq!(lab.info(&a).links[0].congestion, congestion);
+    }
+}
+
+#[test]
+fn a_link_keeps_its_rate() {
+    let lab = Lab::new();
+    let links = LinkSettings { congestion: Congestion::None, rate_mbit: 8 };
+    let mut a = lab.host(&Options { links, ..Options::key(1) });
+    let b = lab.host(&Options::key(2));
+    lab.introduce(&a, &b);
+    a.send(&PLAIN, &frame(1, 2, b"the first"));
+    lab.expect_up(&mut a, &b);
+    let begin = Instant::now();
+    for _ in 0..300 {
+        a.send(&PLAIN, &frame(1, 2, &[5; 1000]));
+    }
+    let info = lab.wait_until(&a, |info| {
+        let link = &info.links[0];
+        link.traffic.tx_frames + link.traffic.drops.get(DropReason::Congested) == 301
+    });
+    let sent = info.links[0].traffic.tx_frames;
+    let least = Duration::from_millis(sent.saturating_sub(30));
+    assert!(sent > 50 && begin.elapsed() >= least, "{sent} frames of 1 ms each in {:?}", begin.elapsed());
+}

@@ -1,0 +1,139 @@
+//! How much a link may have on its way: QUIC's congestion controllers, of which one has the word at a time.
+//!
+//! All of them listen all the time, so that the word can pass from one to another on a connection that is up: when the
+//! operator's setting is known, and when a flood opens the circuit breaker.
+
+use quinn_proto::RttEstimator;
+use quinn_proto::congestion::{Controller, ControllerFactory, CubicConfig};
+use serde::{Deserialize, Serialize};
+use std::any::Any;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+use virtuoso_overlay::delay_window::DelayWindow;
+use virtuoso_overlay::time;
+
+/// What limits a link.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Congestion {
+    /// Nothing: guests' conversations bring their own control, and a second loop around them costs an inner BBR most
+    /// of its rate on a lossy path.
+    #[default]
+    None,
+    /// As one TCP connection: for paths that others share.
+    Cubic,
+    /// As long as packets wait at most some milliseconds on the path: for paths that nobody else uses.
+    Delay,
+}
+
+impl Congestion {
+    /// The stable name, as the API shows it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Cubic => "cubic",
+            Self::Delay => "delay",
+        }
+    }
+}
+
+/// Makes controllers for connections.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Windows(pub(super) Congestion);
+
+/// The controllers of one connection.
+pub(super) struct Window {
+    setting: Congestion,
+    /// Whether the breaker is open.
+    is_limited: Arc<AtomicBool>,
+    cubic: Box<dyn Controller>,
+    delay: DelayWindow,
+    origin: Instant,
+}
+
+impl ControllerFactory for Windows {
+    fn build(self: Arc<Self>, now: Instant, mtu: u16) -> Box<dyn Controller> {
+        Box::new(Window {
+            setting: self.0,
+            is_limited: Arc::default(),
+            cubic: Arc::new(CubicConfig::default()).build(now, mtu),
+            delay: DelayWindow::new(time::Instant(0)),
+            origin: now,
+        })
+    }
+}
+
+/// The switch of a connection's circuit breaker.
+pub(super) fn breaker_of(quic: &quinn_proto::Connection) -> Arc<AtomicBool> {
+    let window = quic.congestion_state().clone_box().into_any().downcast::<Window>();
+    window.map_or_else(|_| Arc::default(), |window| window.is_limited)
+}
+
+impl Window {
+    fn active(&self) -> Congestion {
+        match self.setting {
+            Congestion::None if self.is_limited.load(Ordering::Relaxed) => Congestion::Cubic,
+            setting => setting,
+        }
+    }
+}
+
+impl Controller for Window {
+    fn on_sent(&mut self, now: Instant, bytes: u64, last_packet_number: u64) {
+        self.cubic.on_sent(now, bytes, last_packet_number);
+    }
+
+    fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, rtt: &RttEstimator) {
+        match self.active() {
+            Congestion::None => {}
+            Congestion::Cubic => self.cubic.on_ack(now, sent, bytes, app_limited, rtt),
+            Congestion::Delay => {
+                let micros = u64::try_from(now.duration_since(self.origin).as_micros()).unwrap_or(u64::MAX);
+                let round_trip = now.saturating_duration_since(sent);
+                self.delay.acknowledge(time::Instant(micros), round_trip, !app_limited);
+            }
+        }
+    }
+
+    fn on_end_acks(&mut self, now: Instant, in_flight: u64, app_limited: bool, largest: Option<u64>) {
+        self.cubic.on_end_acks(now, in_flight, app_limited, largest);
+    }
+
+    fn on_congestion_event(&mut self, now: Instant, sent: Instant, is_persistent: bool, lost_bytes: u64) {
+        if self.active() == Congestion::Cubic {
+            self.cubic.on_congestion_event(now, sent, is_persistent, lost_bytes);
+        }
+    }
+
+    fn on_mtu_update(&mut self, mtu: u16) {
+        self.cubic.on_mtu_update(mtu);
+    }
+
+    /// A window above 4 GiB also switches pacing off.
+    fn window(&self) -> u64 {
+        match self.active() {
+            Congestion::None => u64::MAX / 4,
+            Congestion::Cubic => self.cubic.window(),
+            Congestion::Delay => self.delay.bytes(),
+        }
+    }
+
+    fn clone_box(&self) -> Box<dyn Controller> {
+        Box::new(Self {
+            setting: self.setting,
+            is_limited: Arc::clone(&self.is_limited),
+            cubic: self.cubic.clone_box(),
+            delay: self.delay,
+            origin: self.origin,
+        })
+    }
+
+    fn initial_window(&self) -> u64 {
+        self.window()
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
+}
