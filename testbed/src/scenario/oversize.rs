@@ -1,15 +1,17 @@
 //! Frames larger than the way below them, and frames larger than their network allows.
 
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use super::{LAN, Scenario};
+use super::{LAN, Scenario, WAN};
 use crate::command;
 use crate::guest::Guest;
 use crate::lab::Lab;
+use crate::topology::{Impairment, Span};
 use crate::traffic::transfer::Transfer;
+use crate::wait;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -25,6 +27,13 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         topology: LAN,
         tools: &["ping"],
         run: too_big,
+    },
+    Scenario {
+        name: "black-hole",
+        about: "a path that carries less than before, without a word, is noticed and used within seconds",
+        topology: WAN,
+        tools: &["ping"],
+        run: black_hole,
     },
 ];
 
@@ -53,6 +62,37 @@ fn too_big(lab: &mut Lab) -> Result<()> {
     let status = lab.host("alpha")?.json(&["net", "show", "blue"])?;
     ensure!(status["mtu_bytes"] == 1400, "The network's MTU is not shown: {status}");
     Ok(())
+}
+
+fn black_hole(lab: &mut Lab) -> Result<()> {
+    two_guests(lab, &[], 1500)?;
+    let delay = Span(Duration::from_millis(5));
+    let narrow = Impairment { delay, path_mtu: Some(1400), ..Impairment::default() };
+    let wide = Impairment { path_mtu: None, ..narrow };
+    lab.emulator("wan")?.impair(wide);
+    let transfer = Transfer::start(lab.guest("vm1")?, lab.guest("vm2")?, 4 << 20)?;
+    await_mtu(lab, 1472)?;
+    lab.emulator("wan")?.impair(narrow);
+    let begin = Instant::now();
+    transfer.await_bytes(1 << 20, Duration::from_secs(10))?;
+    lab.note(format!("1 MiB through the narrow path after {:.1} s", begin.elapsed().as_secs_f64()));
+    await_mtu(lab, 1372)?;
+    lab.note(format!("the narrow path is used fully after {:.1} s", begin.elapsed().as_secs_f64()));
+    lab.emulator("wan")?.impair(wide);
+    let begin = Instant::now();
+    await_mtu(lab, 1472)?;
+    lab.note(format!("the wide path is used fully after {:.1} s", begin.elapsed().as_secs_f64()));
+    transfer.finish().map(drop)
+}
+
+/// Waits until the link from the transfer's sender carries datagrams of `bytes`.
+fn await_mtu(lab: &Lab, bytes: u64) -> Result<()> {
+    wait::until_true(format!("datagrams of {bytes} bytes"), Duration::from_secs(60), || {
+        let links = lab.host("alpha")?.list(&["links"])?;
+        let link = links.iter().find(|link| link["name"] == "beta");
+        let mtu = link.map_or(0, |link| link["mtu_bytes"].as_u64().unwrap_or(0));
+        Ok((mtu == bytes, format!("{mtu} bytes")))
+    })
 }
 
 fn two_guests(lab: &mut Lab, options: &[&str], guest_mtu: u16) -> Result<()> {
