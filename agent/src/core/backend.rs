@@ -496,6 +496,7 @@ fn link_view(name: String, link: &engine::LinkInfo) -> Link {
         tx_frames: link.traffic.tx_frames,
         rx_frames: link.traffic.rx_frames,
         drops: drops.collect::<BTreeMap<String, u64>>(),
+        batch_packets: link.batch_packets as u64,
         congestion: link.congestion.name().to_owned(),
         repaired_frames: link.repaired_frames,
         queued_frames: link.queued_frames,

@@ -83,6 +83,8 @@ pub(super) struct Connection {
     limit: Arc<AtomicBool>,
     setting: Congestion,
     pace: Pace,
+    /// The path that turned out to have no segmentation.
+    unsegmented: Option<Path>,
     /// When what waits may be sent.
     pub(super) pace_at: Option<Instant>,
     /// Whether it is in the list of connections to look after.
@@ -140,6 +142,7 @@ impl Connection {
             setting: settings.congestion,
             pace: Pace::new(u64::from(settings.rate_mbit) * 1_000_000),
             pace_at: None,
+            unsegmented: None,
             is_touched: false,
         }
     }
@@ -185,6 +188,12 @@ impl Connection {
         }
     }
 
+    /// Packets of one send on the path in use.
+    pub(super) fn segments_max(&self, socket: &Socket) -> usize {
+        let is_unsegmented = self.unsegmented.is_some() && self.unsegmented == self.route.active();
+        if is_unsegmented { 1 } else { socket.segments_max() }
+    }
+
     /// Plans when what waits may be sent.
     pub(super) fn plan_pace(&mut self, tick: Tick, waits: bool) {
         let opens_at = self.pace.opens_at(tick.now.mono).filter(|_| waits);
@@ -213,7 +222,7 @@ impl Connection {
         }
         for _ in 0..SENDS_PER_TURN {
             buffer.clear();
-            let Some(transmit) = self.quic.poll_transmit(tick.at, socket.segments_max(), buffer) else {
+            let Some(transmit) = self.quic.poll_transmit(tick.at, self.segments_max(socket), buffer) else {
                 self.deadline = self.quic.poll_timeout();
                 return Sent::All;
             };
@@ -267,7 +276,9 @@ impl Connection {
         for target in self.route.targets() {
             let Path::Direct(address) = target;
             match socket.send(contents, segment, address, ecn) {
-                Ok(outcome) => is_too_large |= outcome == Outcome::TooLarge,
+                Ok(Outcome::TooLarge) => is_too_large = true,
+                Ok(Outcome::Unsegmented) if self.route.active().is_some() => self.unsegmented = Some(target),
+                Ok(Outcome::Sent | Outcome::Unsegmented | Outcome::Failed) => {}
                 Err(_) => return false,
             }
         }

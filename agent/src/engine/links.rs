@@ -326,11 +326,11 @@ impl Links {
     }
 
     /// The links, by host.
-    pub(super) fn info(&self, now: Instant) -> Vec<LinkInfo> {
-        self.links.iter().map(|(host, link)| self.link_info(now, *host, link)).collect()
+    pub(super) fn info(&self, now: Instant, socket: &Socket) -> Vec<LinkInfo> {
+        self.links.iter().map(|(host, link)| self.link_info(now, socket, *host, link)).collect()
     }
 
-    fn link_info(&self, now: Instant, host: HostId, link: &Link) -> LinkInfo {
+    fn link_info(&self, now: Instant, socket: &Socket, host: HostId, link: &Link) -> LinkInfo {
         let connection = link.active.or(link.dialling).and_then(|slot| self.table.get(slot));
         let path = connection.map(|connection| connection.quic.stats().path);
         LinkInfo {
@@ -341,6 +341,7 @@ impl Links {
             mtu_bytes: path.map(|path| path.current_mtu),
             sent_packets: path.map_or(0, |path| path.sent_packets),
             lost_packets: path.map_or(0, |path| path.lost_packets),
+            batch_packets: connection.map_or(0, |connection| connection.segments_max(socket)),
             congestion: connection.map_or(self.settings.congestion, Connection::congestion),
             repaired_frames: link.repaired,
             queued_frames: link.queue.len() as u64,

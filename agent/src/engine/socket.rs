@@ -11,7 +11,7 @@ use socket2::{Domain, Protocol, SockRef, Socket as RawSocket, Type};
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes of each kernel buffer of the socket. It is a queue that control packets share with data, so it is sized in
 /// milliseconds (4 ms at 4 Gbit/s), not as large as it could be.
@@ -29,7 +29,7 @@ pub struct Socket {
     /// For sends of one packet: an address that the kernel finds invalid must not look like a kernel without ECN.
     single: UdpSocketState,
     /// How many packets one send may carry.
-    segments_max: AtomicUsize,
+    segments_max: usize,
     local: SocketAddr,
     send_errors: AtomicU64,
 }
@@ -38,6 +38,8 @@ pub struct Socket {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Outcome {
     Sent,
+    /// They were sent one by one, because the device on the way does not segment.
+    Unsegmented,
     /// The packets are larger than the interface takes.
     TooLarge,
     /// It failed for another reason, and was counted.
@@ -62,7 +64,7 @@ impl Socket {
         let state = UdpSocketState::new((&socket).into()).context("Can't set up the UDP socket")?;
         let single = UdpSocketState::new((&socket).into()).context("Can't set up the UDP socket")?;
         let local = socket.local_addr().context("Can't read the UDP socket's address")?;
-        let segments_max = AtomicUsize::new(state.max_gso_segments().min(SEGMENTS_MAX));
+        let segments_max = state.max_gso_segments().min(SEGMENTS_MAX);
         Ok(Self { socket, state, single, segments_max, local, send_errors: AtomicU64::new(0) })
     }
 
@@ -112,18 +114,15 @@ impl Socket {
         }
     }
 
-    /// Sends a batch packet by packet. If that works, later batches have one packet each.
+    /// Sends a batch packet by packet. If that works, the way wants batches of one packet from now on.
     fn send_singly(&self, transmit: &Transmit<'_>, segment: usize) -> io::Result<Outcome> {
         let mut outcome = Outcome::Failed;
         for packet in transmit.contents.chunks(segment) {
             match self.transmit(&Transmit { contents: packet, segment_size: None, ..transmit.clone() })? {
-                Outcome::Sent => outcome = Outcome::Sent,
-                other if outcome != Outcome::Sent => outcome = other,
+                Outcome::Sent => outcome = Outcome::Unsegmented,
+                other if outcome != Outcome::Unsegmented => outcome = other,
                 _ => {}
             }
-        }
-        if outcome == Outcome::Sent && self.segments_max.swap(1, Ordering::Relaxed) != 1 {
-            tracing::info!(to = %transmit.destination, "No segmentation offload for UDP: packets are sent one by one");
         }
         Ok(outcome)
     }
@@ -138,9 +137,9 @@ impl Socket {
         Ok(meta[0])
     }
 
-    /// How many packets one send may carry. It falls to one when the device turns out not to segment.
+    /// How many packets one send may carry.
     pub(crate) fn segments_max(&self) -> usize {
-        self.segments_max.load(Ordering::Relaxed)
+        self.segments_max
     }
 
     /// Whether the network may fragment what is sent: then path MTU discovery would lie.

@@ -78,6 +78,8 @@ pub struct LinkInfo {
     pub sent_packets: u64,
     /// How many of them were lost.
     pub lost_packets: u64,
+    /// Packets that one send passes to the kernel; one where the device does not segment.
+    pub batch_packets: usize,
     /// What limits how much is on its way, now.
     pub congestion: Congestion,
     /// Frames that came without a part, and were delivered as far as they came.

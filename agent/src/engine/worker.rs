@@ -307,7 +307,7 @@ impl Worker {
 
     fn info(&self) -> EngineInfo {
         EngineInfo {
-            links: self.links.info(self.clock.tick().at),
+            links: self.links.info(self.clock.tick().at, &self.socket),
             ports: self.lan.info(),
             strays: self.links.strays,
             demux: self.demux.counters(),

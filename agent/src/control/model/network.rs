@@ -197,6 +197,8 @@ pub struct Link {
     pub rx_frames: u64,
     /// Frames that died, by reason.
     pub drops: BTreeMap<String, u64>,
+    /// QUIC datagrams that one send passes to the kernel; one where the device does not segment.
+    pub batch_packets: u64,
     /// What limits how much is on its way: `none`, `cubic` or `delay`. A flood turns `none` into `cubic` for a while.
     pub congestion: String,
     /// Frames that came without a part, and were delivered as far as they came.
