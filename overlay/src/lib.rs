@@ -36,5 +36,6 @@ pub mod switch;
 pub mod table;
 pub mod time;
 pub mod uplinks;
+pub mod urgency;
 pub mod vm;
 pub mod wire;

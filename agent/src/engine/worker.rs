@@ -4,7 +4,7 @@
 //! timers, and sends last. It never polls without need: without work it sleeps until a descriptor or a timer is due.
 
 mod poller;
-mod realtime;
+mod priority;
 
 use super::clock::{Clock, Tick};
 use super::command::{Command, Wake};
@@ -18,6 +18,7 @@ use super::socket::{Socket, canonical};
 use super::stats::EngineInfo;
 use bytes::BytesMut;
 use poller::{Poller, Ready};
+use priority::Priority;
 use quinn::udp::RecvMeta;
 use std::io;
 use std::sync::Arc;
@@ -91,12 +92,13 @@ impl Worker {
 
     /// Runs until it is told to stop, or nobody is left who could tell.
     pub(super) fn run(mut self) {
-        realtime::request();
+        let mut priority = Priority::new(self.clock.tick());
         let mut has_more = false;
         loop {
             let timeout = if has_more { Duration::ZERO } else { self.timeout() };
             self.poller.wait(&self.socket, self.links.is_blocked(), &self.wake, self.lan.ports(), timeout);
             let tick = self.clock.tick();
+            priority.review(tick);
             if self.poller.is_ready(Ready::Socket) {
                 self.read_socket(tick);
             }
