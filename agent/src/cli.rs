@@ -6,6 +6,7 @@ mod display;
 mod format;
 mod host;
 mod image;
+mod migrate;
 mod net;
 mod node;
 mod output;

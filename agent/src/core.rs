@@ -8,10 +8,12 @@ mod admission;
 mod backend;
 mod cdrom_verbs;
 mod directory;
+mod drain;
 mod facts_row;
 mod host_addresses;
 mod image_source;
 mod images;
+mod migrations;
 mod networks;
 mod plane;
 pub mod ports;
@@ -57,6 +59,7 @@ pub use backend::Agent;
 pub use image_source::ImageSource;
 pub(crate) use networks::NETWORKS;
 pub use networks::SavedNetworks;
+pub(crate) use vm_verbs::vm_error;
 
 /// Calls that wait for the core. The API's clients are few; each waits for its answer.
 const CALLS_MAX: usize = 256;
@@ -122,6 +125,8 @@ pub struct Core {
     uplinks: BTreeMap<NetworkId, Uplink>,
     sync_requests: BTreeMap<SyncId, RequestId>,
     searches: image_source::Searches,
+    /// It takes no VMs.
+    is_draining: bool,
     /// Counts changes of VMs' rows.
     vm_changes: watch::Sender<u64>,
     /// Names of VMs whose rows have not come yet.
@@ -186,6 +191,7 @@ impl Core {
             node: None,
             sync_requests: BTreeMap::new(),
             searches: image_source::Searches::default(),
+            is_draining: false,
             vm_changes: watch::Sender::default(),
             name_promises: Promises::default(),
             first_ticket: None,

@@ -26,7 +26,7 @@ use crate::swarm::known_peers::KnownPeers;
 use crate::swarm::service::{self, SwarmService, Timing};
 use crate::swarm::streams::{StreamKind, Streams};
 use crate::swarm::transport::Port;
-use crate::vm::{self, Vms};
+use crate::vm::{self, Migrations, Vms};
 use anyhow::Context;
 use libp2p::Multiaddr;
 use std::net::SocketAddr;
@@ -97,6 +97,7 @@ async fn serve(source: &Source, config: Config, log: &LogHandle) -> anyhow::Resu
     };
     let (mut core, runner) = Core::new(parts);
     core.restore_networks(state.read_json(&crate::core::NETWORKS)?.unwrap_or_default());
+    core.restore_draining()?;
     core.start(facts.clone())?;
     let (handle, devices) = (core.handle(), Arc::new(Mutex::default()));
     let (stop, stopped) = watch::channel(false);
@@ -105,7 +106,20 @@ async fn serve(source: &Source, config: Config, log: &LogHandle) -> anyhow::Resu
     let image_source = image_source(&handle, &streams, &images, &events);
     let vms = open_vms(&state, (sockets, streams.clone()), &image_source, clock, &discs, &facts).await?;
     let (core, kept, told, others) = (handle.clone(), images.clone(), events.clone(), streams.clone());
-    let agent = Agent { core, engine, netdev, images: kept, image_source, events: told, devices, vms, discs, streams };
+    let migrations = Migrations::start(vms.clone(), streams.clone(), engine.clone())?;
+    let agent = Agent {
+        core,
+        engine,
+        netdev,
+        images: kept,
+        image_source,
+        events: told,
+        devices,
+        vms,
+        discs,
+        migrations,
+        streams,
+    };
     let (config_changes, current) = watch::channel(Arc::new(config));
     let api = Api { backend: Arc::new(agent), events: events.clone(), config: current };
     let api = serve_api(socket, api, others, stopped);
@@ -168,7 +182,8 @@ async fn open_vms(
     let inbound = streams.serve(VM_DISK);
     let names = Names { core: core.clone(), streams };
     let parts = vm::Parts { state_dir, core, sockets, names, images: images.clone(), events, clock, discs };
-    let vms = Vms::open(parts, facts).await?;
+    let moves = vm::unfinished(state.path())?;
+    let vms = Vms::open(parts, facts, &moves).await?;
     tokio::spawn(serve_disks(vms.offers(), inbound));
     Ok(vms)
 }

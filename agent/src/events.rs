@@ -2,6 +2,7 @@
 //! goes on where it was. Bounded: a watcher that is too slow learns how many events it missed, and never slows the
 //! agent.
 
+use crate::control::model::MigrationReport;
 use crate::text::Text;
 use crate::timestamp;
 use serde::{Deserialize, Serialize};
@@ -198,6 +199,44 @@ pub enum EventKind {
         #[schema(value_type = String)]
         vm: Text<VmId>,
         name: String,
+    },
+    /// A VM of this host is on its way to another one, which has come to a phase.
+    VmMigrating {
+        #[schema(value_type = String)]
+        vm: Text<VmId>,
+        name: String,
+        #[schema(value_type = String)]
+        to: Text<HostId>,
+        phase: String,
+    },
+    /// A VM of this host is at another one.
+    VmMigrated {
+        #[schema(value_type = String)]
+        vm: Text<VmId>,
+        report: MigrationReport,
+    },
+    /// A VM came to this host and runs here.
+    VmArrived {
+        #[schema(value_type = String)]
+        vm: Text<VmId>,
+        name: String,
+        #[schema(value_type = String)]
+        from: Text<HostId>,
+    },
+    /// A migration was given up.
+    VmStayed {
+        #[schema(value_type = String)]
+        vm: Text<VmId>,
+        name: String,
+        reason: String,
+    },
+    /// The other host of a migration does not answer, and only an operator can say which copy of the VM may run.
+    VmInDoubt {
+        #[schema(value_type = String)]
+        vm: Text<VmId>,
+        name: String,
+        #[schema(value_type = String)]
+        host: Text<HostId>,
     },
     /// A VM of this host was removed.
     VmDeleted {

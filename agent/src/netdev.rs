@@ -13,6 +13,7 @@ mod guard;
 mod interface;
 mod monitor;
 mod port;
+mod rest;
 mod sysctl;
 mod tap;
 mod uplink;
@@ -23,6 +24,7 @@ pub use error::NetdevError;
 pub use fdb::FdbEntry;
 pub use interface::{Interface, InterfaceState};
 pub use monitor::{Event, watch};
+pub use rest::rest_of;
 pub use tap::{Tap, TapOffloads};
 
 use anyhow::Context;

@@ -23,6 +23,7 @@ mod answer;
 mod claiming;
 mod forwarding;
 mod hold;
+mod migrating;
 mod segment;
 mod service;
 mod takeover;
@@ -30,6 +31,7 @@ mod takeover;
 mod tests;
 
 pub use forwarding::{Egress, Ingress};
+pub use migrating::MoveCounts;
 pub use segment::{NetworkSpec, PortId};
 pub use service::Assignment;
 

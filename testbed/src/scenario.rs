@@ -27,6 +27,7 @@ mod images;
 mod isolation;
 mod join;
 mod late_joiner;
+mod migrate;
 mod moves;
 mod names;
 mod network;
@@ -72,7 +73,7 @@ enum Verdict {
 
 /// All scenarios, the simple ones first.
 pub(crate) fn all() -> Vec<Scenario> {
-    let groups: [&[Scenario]; 23] = [
+    let groups: [&[Scenario]; 24] = [
         emulator::SCENARIOS,
         startup::SCENARIOS,
         join::SCENARIOS,
@@ -91,6 +92,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         images::SCENARIOS,
         vm::SCENARIOS,
         vm_clone::SCENARIOS,
+        migrate::SCENARIOS,
         vm_image::SCENARIOS,
         vm_limits::SCENARIOS,
         vm_names::SCENARIOS,

@@ -5,7 +5,7 @@ use super::format::{bytes, list, seconds, word, yes};
 use super::table::Table;
 use crate::config::check_label;
 use crate::control::client::Call;
-use crate::control::model::{Host, HostMatch};
+use crate::control::model::{DrainReport, Host, HostMatch};
 use crate::name::Name;
 use crate::size::ByteSize;
 use clap::{Args, Subcommand};
@@ -23,6 +23,12 @@ Examples:
   virtuoso host find --label gpu=1 --label site --image debian-12
   virtuoso host find --memory 512GiB --explain")]
     Find(FindArgs),
+    /// Take no VMs on this host any more, and move those that run to other hosts
+    #[command(after_help = "Examples:\n  virtuoso host drain\n  virtuoso host drain --json | jq '.stayed'")]
+    Drain,
+    /// Take VMs on this host again
+    #[command(after_help = "Examples:\n  virtuoso host undrain")]
+    Undrain,
 }
 
 #[derive(Args)]
@@ -51,6 +57,8 @@ impl HostVerb {
     pub(super) async fn run(self, asking: &Asking) -> anyhow::Result<ExitCode> {
         match self {
             Self::List => asking.show(Call::get("/v1/hosts"), hosts).await,
+            Self::Drain => asking.tell(Call::post("/v1/host/drain", &()), drained).await,
+            Self::Undrain => asking.done(Call::delete("/v1/host/drain"), "This host takes VMs again").await,
             Self::Find(args) => {
                 let explain = args.explain;
                 asking.show(Call::get(args.path()), move |found| matches(found, explain)).await
@@ -71,6 +79,13 @@ impl FindArgs {
         query.extend(self.explain.then(|| "explain=true".into()));
         format!("/v1/hosts/find?{}", query.join("&"))
     }
+}
+
+fn drained(report: DrainReport) -> String {
+    let moved = report.moved.iter().map(|moved| format!("VM {} went to host {}", moved.name, moved.host_name));
+    let stayed = report.stayed.iter().map(|stayed| format!("VM {} stays: {}", stayed.name, stayed.reason));
+    let end = "This host takes no VMs until `virtuoso host undrain`".to_owned();
+    moved.chain(stayed).chain([end]).collect::<Vec<_>>().join("\n")
 }
 
 fn parse_wanted_label(text: &str) -> anyhow::Result<String> {

@@ -109,6 +109,9 @@ as after a power failure. Keys and names that the guest keeps on its disk are in
         #[arg(long)]
         force: bool,
     },
+    /// Move a VM to another host while it runs; Ctrl-C gives it up
+    #[command(after_help = super::migrate::EXAMPLES)]
+    Migrate(super::migrate::MigrateArgs),
     /// A VM's serial console; Ctrl-] detaches
     #[command(after_help = "Examples:\n  virtuoso vm console web\n  virtuoso vm console web --log | tail")]
     Console {
@@ -256,6 +259,7 @@ impl VmVerb {
                 let query = if force { "?force=true" } else { "" };
                 asking.done(Call::delete(at(&name, query)), &format!("Removed VM {name}")).await
             }
+            Self::Migrate(args) => args.run(asking).await,
             Self::Console { name, log: true } => {
                 output::write(&asking.client.call(Call::get(at(&name, "/console"))).await?)?;
                 Ok(ExitCode::SUCCESS)

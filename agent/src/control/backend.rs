@@ -1,9 +1,10 @@
 //! What the control API asks of the agent: one method for each verb. The router knows only this.
 
 use super::model::{
-    Attach, CdromInsert, Check, Detach, FdbEntry, Host, HostMatch, HostQuery, Image, ImageExport, ImageImport,
-    ImagePull, ImageVerification, Invite, InviteRequest, Link, Loan, Member, Network, NetworkCreate, Peer, PendingHost,
-    Port, Progress, Status, Vm, VmClone, VmCreate, VmStop,
+    Attach, CdromInsert, Check, Detach, DrainReport, FdbEntry, Host, HostMatch, HostQuery, Image, ImageExport,
+    ImageImport, ImagePull, ImageVerification, Invite, InviteRequest, Link, Loan, Member, MigrationProgress,
+    MigrationReport, Network, NetworkCreate, Peer, PendingHost, Port, Progress, Status, Vm, VmClone, VmCreate,
+    VmMigrate, VmResolve, VmStop,
 };
 use super::problem::ApiError;
 use crate::disc::User;
@@ -105,6 +106,21 @@ pub trait Backend: Send + Sync + 'static {
     fn limit_vm(&self, name: Name, change: VmLimitsChange) -> Answer<'_, Vm>;
     /// Removes a VM of this host, by force also one that runs.
     fn delete_vm(&self, name: Name, force: bool) -> Answer<'_, ()>;
+    /// Moves a VM of this host to another one.
+    fn migrate_vm(
+        &self,
+        name: Name,
+        request: VmMigrate,
+        progress: watch::Sender<MigrationProgress>,
+    ) -> Answer<'_, MigrationReport>;
+    /// Takes no VMs any more, and moves those that run to other hosts.
+    fn drain(&self) -> Answer<'_, DrainReport>;
+    /// Takes VMs again.
+    fn undrain(&self) -> Answer<'_, ()>;
+    /// Ends the migration of a VM of this host.
+    fn cancel_migration(&self, name: Name) -> Answer<'_, ()>;
+    /// Says which copy of a VM runs.
+    fn resolve_migration(&self, name: Name, request: VmResolve) -> Answer<'_, ()>;
     /// The console of a VM of this host.
     fn vm_console(&self, name: Name) -> Answer<'_, Arc<Console>>;
     /// Lends a file of this host, which `user` may read, to a drive.

@@ -4,6 +4,7 @@
 mod cdrom;
 mod host;
 mod image;
+mod migration;
 mod network;
 mod swarm;
 mod vm;
@@ -13,6 +14,10 @@ pub use host::{
     BootstrapStatus, Check, CheckResult, Doctor, Host, HostMatch, HostQuery, HostState, Status, SwarmState,
 };
 pub use image::{DamagedChunk, Image, ImageExport, ImageImport, ImagePull, ImageVerification, Progress};
+pub use migration::{
+    DrainReport, MigrationBytes, MigrationProgress, MigrationReport, PostCopyPolicy, StayedVm, VmMigrate, VmResolve,
+    WhichCopy,
+};
 pub use network::{
     Attach, ClaimState, Detach, FdbEntry, Link, LinkState, Network, NetworkCreate, Port, PortKind, PortState,
 };

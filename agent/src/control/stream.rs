@@ -1,7 +1,6 @@
 //! Server-sent events: the agent's own, and the progress of long work. Work lives as long as its connection: a caller
 //! who goes away has cancelled it.
 
-use super::model::Progress;
 use super::problem::ApiError;
 use crate::events::EventStream;
 use axum::Json;
@@ -26,11 +25,11 @@ pub(super) fn events(stream: EventStream) -> impl IntoResponse {
 
 /// Does the work and answers with its result. A caller who accepts `text/event-stream` hears `progress` events, then
 /// `done` with the result or `error` with the problem.
-pub(super) async fn long_work<T: Serialize + Send + 'static>(
+pub(super) async fn long_work<T: Serialize + Send + 'static, P: Serialize + Clone + Send + Sync + 'static>(
     headers: &HeaderMap,
     done_status: StatusCode,
     work: BoxFuture<'static, Result<T, ApiError>>,
-    progress: watch::Receiver<Progress>,
+    progress: watch::Receiver<P>,
 ) -> Response {
     let accepts = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     if accepts.flat_map(|value| value.split(',')).any(|kind| kind.trim().starts_with("text/event-stream")) {
@@ -42,14 +41,14 @@ pub(super) async fn long_work<T: Serialize + Send + 'static>(
     }
 }
 
-struct Following<T> {
+struct Following<T, P> {
     work: BoxFuture<'static, Result<T, ApiError>>,
-    progress: watch::Receiver<Progress>,
+    progress: watch::Receiver<P>,
 }
 
-fn follow<T: Serialize + Send + 'static>(
+fn follow<T: Serialize + Send + 'static, P: Serialize + Clone + Send + Sync + 'static>(
     work: BoxFuture<'static, Result<T, ApiError>>,
-    progress: watch::Receiver<Progress>,
+    progress: watch::Receiver<P>,
 ) -> impl Stream<Item = Result<Event, Infallible>> + Send + 'static {
     futures::stream::unfold(Some(Following { work, progress }), |following| async move {
         let mut following = following?;
@@ -63,7 +62,7 @@ fn follow<T: Serialize + Send + 'static>(
                 Some((Ok(told), None))
             }
             Ok(()) = following.progress.changed() => {
-                let progress = *following.progress.borrow_and_update();
+                let progress = following.progress.borrow_and_update().clone();
                 Some((Ok(json_event(&progress).event("progress")), Some(following)))
             }
         }

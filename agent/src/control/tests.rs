@@ -96,6 +96,45 @@ impl Backend for Fake {
         assert_eq!((query.vcpus, query.labels.len()), (Some(4), 2));
         ok(vec![])
     }
+    fn migrate_vm(
+        &self,
+        name: Name,
+        request: VmMigrate,
+        progress: watch::Sender<MigrationProgress>,
+    ) -> Answer<'_, MigrationReport> {
+        Box::pin(async move {
+            progress.send_modify(|progress| progress.phase = "memory".into());
+            tokio::task::yield_now().await;
+            let bytes = MigrationBytes { memory: 1, disk: 2 };
+            Ok(MigrationReport {
+                name: name.to_string(),
+                to: Text(HostId([1; 32])),
+                host_name: request.to.unwrap_or_default(),
+                total_ms: 900.0,
+                downtime_ms: 20.0,
+                blackout_ms: 23.5,
+                frames_forwarded: 3,
+                frames_buffered: 3,
+                frames_lost: 0,
+                frames_duplicated: 0,
+                post_copy: false,
+                bytes,
+            })
+        })
+    }
+    fn drain(&self) -> Answer<'_, DrainReport> {
+        let stayed = StayedVm { name: "one".into(), reason: "no room".into() };
+        ok(DrainReport { moved: vec![], stayed: vec![stayed] })
+    }
+    fn undrain(&self) -> Answer<'_, ()> {
+        ok(())
+    }
+    fn cancel_migration(&self, _: Name) -> Answer<'_, ()> {
+        ok(())
+    }
+    fn resolve_migration(&self, _: Name, _: VmResolve) -> Answer<'_, ()> {
+        ok(())
+    }
     fn networks(&self) -> Answer<'_, Vec<Network>> {
         ok(vec![blue()])
     }

@@ -7,9 +7,10 @@ use super::vm_verbs::vm_error;
 use super::{Core, Handle};
 use crate::control::backend::{Answer, Backend, Origin, Target};
 use crate::control::model::{
-    Attach, CdromInsert, Check, Detach, FdbEntry, Host, HostMatch, HostQuery, Image, ImageExport, ImageImport,
-    ImagePull, ImageVerification, Invite, InviteRequest, Link, LinkState, Loan, Member, Network, NetworkCreate, Peer,
-    PendingHost, Port, PortKind, PortState, Progress, Status, Vm, VmClone, VmCreate, VmStop,
+    Attach, CdromInsert, Check, Detach, DrainReport, FdbEntry, Host, HostMatch, HostQuery, Image, ImageExport,
+    ImageImport, ImagePull, ImageVerification, Invite, InviteRequest, Link, LinkState, Loan, Member, MigrationProgress,
+    MigrationReport, Network, NetworkCreate, Peer, PendingHost, Port, PortKind, PortState, Progress, Status, Vm,
+    VmClone, VmCreate, VmMigrate, VmResolve, VmStop,
 };
 use crate::control::problem::{ApiError, ErrorCode};
 use crate::disc::{Discs, User};
@@ -20,7 +21,7 @@ use crate::name::Name;
 use crate::netdev::{InterfaceState, Netdev, network_of_tap};
 use crate::swarm::streams::Streams;
 use crate::text::Text;
-use crate::vm::{Console, VmLimitsChange, Vms};
+use crate::vm::{Console, Migrations, VmLimitsChange, Vms};
 use axum::extract::Request;
 use axum::response::Response;
 use std::collections::BTreeMap;
@@ -47,6 +48,8 @@ pub struct Agent {
     pub images: Arc<ImageStore>,
     /// Where images come from.
     pub image_source: Arc<ImageSource>,
+    /// VMs that come and go.
+    pub migrations: Migrations,
     /// Streams to other members.
     pub streams: Streams,
     /// What the operator may watch.
@@ -370,6 +373,31 @@ impl Backend for Agent {
             self.vms.limit(&name, change).await.map_err(vm_error)?;
             self.show_vm(&name).await
         })
+    }
+
+    fn migrate_vm(
+        &self,
+        name: Name,
+        request: VmMigrate,
+        progress: watch::Sender<MigrationProgress>,
+    ) -> Answer<'_, MigrationReport> {
+        Box::pin(self.move_vm(name, request, progress))
+    }
+
+    fn drain(&self) -> Answer<'_, DrainReport> {
+        Box::pin(self.drain_host())
+    }
+
+    fn undrain(&self) -> Answer<'_, ()> {
+        Box::pin(async { Ok(self.ask(|core| core.set_draining(false)).await??) })
+    }
+
+    fn cancel_migration(&self, name: Name) -> Answer<'_, ()> {
+        Box::pin(self.cancel_move(name))
+    }
+
+    fn resolve_migration(&self, name: Name, request: VmResolve) -> Answer<'_, ()> {
+        Box::pin(self.resolve_move(name, request))
     }
 
     fn vm_console(&self, name: Name) -> Answer<'_, Arc<Console>> {

@@ -43,7 +43,7 @@ impl Core {
             resources: used(lent(resources(facts, &self.config.limits), self.guests.held), self.guests.used),
             labels: labels(&self.config),
             networks: self.attached_networks(),
-            draining: false,
+            draining: self.is_draining(),
             version: env!("CARGO_PKG_VERSION").into(),
             // The node sets it from the size of the swarm.
             refresh_s: 1,

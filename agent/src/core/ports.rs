@@ -4,13 +4,15 @@ use super::networks::{self, device_error, not_a_member};
 use super::{Core, Handle};
 use crate::control::problem::{ApiError, ErrorCode};
 use crate::name::Name;
-use crate::netdev::Netdev;
+use crate::netdev::{self, Netdev};
 use crate::vm::{Nic, Spec, TotalUsage};
+use anyhow::Context;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use tokio::sync::Mutex;
+use virtuoso_overlay::claims::Claim;
 use virtuoso_overlay::ids::{HostId, Mac, NetworkId, VmId};
 use virtuoso_overlay::names::Owner;
 use virtuoso_overlay::switch::Assignment;
@@ -72,6 +74,89 @@ impl Sockets {
         let network = self.core.call(move |core| core.find_network(&wanted).map(|row| row.id)).await??;
         self.guard(network, nic).await;
         self.claim(nic).await
+    }
+
+    /// Makes a TAP for an interface whose VM is on its way here: it hears and says nothing until it is opened.
+    pub async fn prepare(&self, nic: &Nic) -> Result<OwnedFd, ApiError> {
+        let _devices = self.devices.lock().await;
+        let row = networks::attach(&self.core, &self.netdev, &nic.network).await?;
+        self.netdev.create_guest_tap(&nic.tap, row.mtu).await.map_err(device_error)
+    }
+
+    /// Frames for these interfaces wait from now on, whose VM comes from `holder`.
+    pub async fn expect(&self, nics: &[Nic], holder: HostId) -> Result<(), ApiError> {
+        for (network, mac) in self.addresses(nics).await? {
+            let call = move |core: &mut Core| {
+                core.plane.switch(move |switch, now| switch.expect_move(now, network, mac, holder));
+            };
+            self.core.call(call).await?;
+        }
+        Ok(())
+    }
+
+    /// The VM of these interfaces is here, or does not come.
+    pub async fn end_expectation(&self, nics: &[Nic]) -> Result<(), ApiError> {
+        for (network, mac) in self.addresses(nics).await? {
+            let call = move |core: &mut Core| {
+                core.plane.switch(move |switch, now| switch.end_expectation(now, network, mac));
+            };
+            self.core.call(call).await?;
+        }
+        Ok(())
+    }
+
+    /// Plugs an interface in whose TAP is there, so that its guest may speak.
+    pub async fn plug_prepared(&self, nic: &Nic) -> Result<(), ApiError> {
+        let network = self.network_of(nic).await?;
+        self.netdev.attach(network, &nic.tap).await.map(drop).map_err(device_error)
+    }
+
+    /// Claims the address of an interface whose guest has just begun to run here, with what its former host has signed.
+    pub async fn take_over(&self, nic: &Nic, handoffs: Vec<Claim>) -> Result<(), ApiError> {
+        let network = self.network_of(nic).await?;
+        let mac = nic.mac.0;
+        let give = move |core: &mut Core| {
+            for claim in handoffs.into_iter().filter(|claim| (claim.network, claim.mac) == (network, mac)) {
+                core.plane.switch(move |switch, now| switch.handle_handoff(now, claim));
+            }
+        };
+        self.core.call(give).await?;
+        self.claim(nic).await
+    }
+
+    /// Takes an interface out of its network, whose VM is paused and about to leave. What is still on its way to it is
+    /// read from its TAP, and waits with what comes later.
+    pub async fn close(&self, nic: &Nic, pid: u32) -> Result<NetworkId, ApiError> {
+        let network = self.network_of(nic).await?;
+        let mac = nic.mac.0;
+        let engine = self.core.call(|core| core.plane.engine()).await?;
+        engine.call(move |switch, now| switch.begin_move(now.mono, network, mac)).await?;
+        self.netdev.detach(network, &nic.tap).await.map_err(device_error)?;
+        let tap = nic.tap.clone();
+        let rest = tokio::task::spawn_blocking(move || netdev::rest_of(pid, &tap, mac)).await.context("Broke off")?;
+        match rest {
+            Ok(packets) => {
+                tracing::debug!(tap = nic.tap, frames = packets.len(), "Took back what was on its way to a VM");
+                engine.call(move |switch, _| switch.bring_back(network, mac, packets)).await?;
+            }
+            Err(error) => tracing::warn!(tap = nic.tap, "Can't read what was on its way to a VM: {error:#}"),
+        }
+        Ok(network)
+    }
+
+    async fn network_of(&self, nic: &Nic) -> Result<NetworkId, ApiError> {
+        let name = nic.network.clone();
+        Ok(self.core.call(move |core| core.find_network(&name)).await??.id)
+    }
+
+    /// The addresses of interfaces, by network.
+    pub async fn addresses(&self, nics: &[Nic]) -> Result<Vec<(NetworkId, Mac)>, ApiError> {
+        let nics = nics.to_vec();
+        let find = move |core: &mut Core| {
+            let found = nics.iter().map(|nic| Ok((core.find_network(&nic.network)?.id, nic.mac.0)));
+            found.collect()
+        };
+        self.core.call(find).await?
     }
 
     /// Claims the address of an interface that is plugged in.

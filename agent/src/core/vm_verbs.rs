@@ -128,6 +128,7 @@ impl Agent {
         for path in request.kernel.iter().chain(&request.initrd) {
             check_file(path, origin)?;
         }
+        self.core.call(|core| core.check_taking()).await??;
         let mut request = request;
         let medium = match request.cdrom.take() {
             Some(wanted) => Some(self.medium(wanted).await?),
@@ -346,7 +347,7 @@ async fn wait_for_row(core: &Handle, name: &Name) {
 }
 
 /// Errors of VMs keep their codes.
-pub(super) fn vm_error(error: anyhow::Error) -> ApiError {
+pub(crate) fn vm_error(error: anyhow::Error) -> ApiError {
     let error = match error.downcast::<VmError>() {
         Ok(known) => return known.into(),
         Err(other) => other,

@@ -9,7 +9,7 @@ use super::stall::Stall;
 use super::store::{Files, Record};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use virtuoso_overlay::table::VmState;
 use virtuoso_overlay::vm::lifecycle::Failures;
 
@@ -29,6 +29,17 @@ struct Inner {
     state: VmState,
     live: Option<Live>,
     failures: Failures,
+    /// The migration that it takes part in.
+    mover: Option<mpsc::Sender<News>>,
+}
+
+/// What a migration hears of a VM's process.
+#[derive(Debug)]
+pub(super) enum News {
+    /// QEMU says something.
+    Said(Event),
+    /// It ended.
+    Ended,
 }
 
 /// A running process.
@@ -49,7 +60,7 @@ pub(super) struct Live {
 
 impl Machine {
     pub(super) fn new(files: Files, record: Record, state: VmState) -> Arc<Self> {
-        let inner = Inner { record, state, live: None, failures: Failures::default() };
+        let inner = Inner { record, state, live: None, failures: Failures::default(), mover: None };
         Arc::new(Self { files, turn: tokio::sync::Mutex::default(), stall: Mutex::default(), inner: Mutex::new(inner) })
     }
 
@@ -75,6 +86,25 @@ impl Machine {
 
     pub(super) fn set_live(&self, live: Option<Live>) {
         self.inner().live = live;
+    }
+
+    /// Has a migration hear what becomes of the process, or no longer.
+    pub(super) fn set_mover(&self, mover: Option<mpsc::Sender<News>>) {
+        self.inner().mover = mover;
+    }
+
+    /// Whether the VM takes part in a migration, which answers for its state then.
+    pub(super) fn is_moving(&self) -> bool {
+        self.inner().mover.is_some()
+    }
+
+    /// Tells the migration, if there is one.
+    pub(super) fn tell_mover(&self, news: News) {
+        if let Some(mover) = &self.inner().mover
+            && let Err(error) = mover.try_send(news)
+        {
+            tracing::warn!("A migration misses what QEMU says: {error}");
+        }
     }
 
     /// Changes the record, on disk first.

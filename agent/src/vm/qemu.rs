@@ -27,6 +27,11 @@ pub(super) const DISK_NODE: &str = "disk0";
 /// Cache of translated code without KVM. QEMU's own default is a gigabyte.
 const TCG_CACHE_MIB: u32 = 256;
 
+/// What a guest has more than it was given. QEMU before 9.0 loses writes of emulated guests that move, if their memory
+/// is a multiple of 256 KiB: reading 64 pages' dirty bits at once, it leaves the emulated processor in the belief that
+/// they are still set. Every host adds it, so that all make the same machine.
+const ODD_KIB: u64 = 64;
+
 /// How guests are run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Accelerator {
@@ -51,6 +56,8 @@ pub(super) struct Launch<'a> {
     pub(super) base: Option<&'a Path>,
     /// Something for cloud-init to read.
     pub(super) seed: Option<PathBuf>,
+    /// Its memory comes from another host.
+    pub(super) is_incoming: bool,
 }
 
 impl Launch<'_> {
@@ -69,6 +76,9 @@ impl Launch<'_> {
         arguments.flag("-nodefaults");
         arguments.flag("-no-user-config");
         arguments.flag("-S");
+        if self.is_incoming {
+            arguments.option("-incoming", "defer");
+        }
         arguments.option("-name", format!("guest={},debug-threads=on", spec.name));
         arguments.option("-uuid", uuid(spec));
         arguments.option("-machine", format!("{},usb=off,dump-guest-core=off", spec.machine));
@@ -81,7 +91,7 @@ impl Launch<'_> {
         );
         arguments.option("-cpu", spec.cpu.clone());
         arguments.option("-smp", format!("{0},sockets=1,cores={0},threads=1", spec.vcpus));
-        arguments.option("-m", format!("size={}k", spec.memory_bytes / 1024));
+        arguments.option("-m", format!("size={}k", spec.memory_bytes / 1024 + ODD_KIB));
         arguments.option("-rtc", "base=utc");
         arguments.option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
     }
@@ -199,6 +209,7 @@ mod tests {
             initrd: None,
             base,
             seed: None,
+            is_incoming: false,
         };
         let arguments: Vec<_> = launch.arguments().into_iter().map(|a| a.into_string().unwrap()).collect();
         arguments.join(" ")
@@ -212,7 +223,7 @@ mod tests {
             "-machine pc-i440fx-7.2,",
             "-cpu Nehalem",
             "-smp 2,",
-            "-m size=131072k",
+            "-m size=131136k",
             "-uuid 07070707-0707-0707-0707-070707070707",
             "-sandbox on,",
             "id=qmp0,fd=7",

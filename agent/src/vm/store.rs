@@ -112,6 +112,16 @@ impl Files {
         self.0.join("cdrom.sock")
     }
 
+    /// Where memory comes in or goes out.
+    pub(super) fn memory_socket(&self) -> PathBuf {
+        self.0.join("memory.sock")
+    }
+
+    /// Where a disk comes in or goes out.
+    pub(super) fn mirror_socket(&self) -> PathBuf {
+        self.0.join("mirror.sock")
+    }
+
     pub(super) fn disk(&self) -> PathBuf {
         self.0.join("disk.qcow2")
     }

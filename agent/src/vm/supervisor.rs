@@ -1,7 +1,7 @@
 //! Watches a VM's process from its start or adoption to its end, and says what became of it.
 
 use super::cgroup::Cgroup;
-use super::machine::{Live, Machine};
+use super::machine::{Live, Machine, News};
 use super::process::{Exit, last_words};
 use super::qmp::Event;
 use super::stall;
@@ -46,6 +46,14 @@ pub(super) async fn supervise(
     let wanted = live.ending.load(Ordering::SeqCst);
     let crash = crash(exit, shutdown, wanted, || last_words(&machine.files.log()));
     clean_up(&machine);
+    if machine.is_moving() {
+        // Whoever moves it knows whether it was the VM that ended, or a copy of it.
+        machine.set_live(None);
+        machine.tell_mover(News::Ended);
+        live.console.end().await;
+        ended.send_replace(true);
+        return;
+    }
     on_end(&vms, &machine, crash.clone()).await;
     live.console.end().await;
     ended.send_replace(true);
@@ -56,12 +64,14 @@ pub(super) async fn supervise(
 }
 
 async fn on_event(vms: &Arc<Vms>, machine: &Arc<Machine>, event: &Event, shutdown: &mut Shutdown) {
-    tracing::debug!(vm = %machine.spec().name, "QEMU says {}", event.event);
+    tracing::debug!(vm = %machine.spec().name, "QEMU says {} {}", event.event, event.data);
     if let Some(live) = machine.live() {
         // Nobody may be listening.
         live.events.send(event.clone()).ok();
     }
+    machine.tell_mover(News::Said(event.clone()));
     match event.event.as_str() {
+        "STOP" | "RESUME" if machine.is_moving() => {}
         "STOP" => vms.set_state(machine, VmState::Paused).await,
         "RESUME" => vms.set_state(machine, VmState::Running).await,
         _ if stall::is_pause(event) => stall::follow(vms, machine, Some(event)),
@@ -100,7 +110,7 @@ pub(super) fn clean_up(machine: &Machine) {
     }
 }
 
-async fn on_end(vms: &Arc<Vms>, machine: &Arc<Machine>, crash: Option<String>) {
+pub(super) async fn on_end(vms: &Arc<Vms>, machine: &Arc<Machine>, crash: Option<String>) {
     let spec = machine.spec();
     machine.set_live(None);
     vms.close_drive(spec.id.0);

@@ -7,6 +7,7 @@ use super::disk::{self, Base};
 use super::error::VmError;
 use super::limits::{VmLimits, VmLimitsChange};
 use super::machine::{Live, Machine};
+use super::moving::Move;
 use super::process::{Process, last_words};
 use super::qemu::{Accelerator, DISK_DEVICE, Launch};
 use super::qmp::{Qmp, QmpError};
@@ -42,6 +43,7 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::sync::{broadcast, watch};
 use virtuoso_overlay::ids::VmId;
+use virtuoso_overlay::migrate::Phase;
 use virtuoso_overlay::table::VmState;
 use virtuoso_overlay::time::Instant;
 use virtuoso_overlay::vm::lifecycle::{Step, Wish, decide};
@@ -76,17 +78,19 @@ pub struct Parts {
 /// The VMs of this host.
 pub struct Vms {
     pub(super) parts: Parts,
-    store: Store,
+    pub(super) store: Store,
     qemu: Result<PathBuf, String>,
     accelerator: Accelerator,
     machines: Mutex<BTreeMap<VmId, Arc<Machine>>>,
+    /// Copies of VMs that are on their way here.
+    copies: Mutex<BTreeMap<VmId, Arc<Machine>>>,
     meters: Meters,
     offers: Arc<Offers>,
     /// VMs that are being made.
     coming: Mutex<BTreeMap<VmId, Spec>>,
     reservations: Mutex<Reservations>,
     /// Held for reading while VMs are made, whose images no other VM may use yet.
-    making: tokio::sync::RwLock<()>,
+    pub(super) making: tokio::sync::RwLock<()>,
     pub(super) drives: Drives,
     /// Held while a state is told: the later one must not come first.
     telling: tokio::sync::Mutex<()>,
@@ -110,11 +114,12 @@ pub struct VmInfo {
 }
 
 impl Vms {
-    /// Opens the VMs of earlier runs and takes over those whose process still lives.
+    /// Opens the VMs of earlier runs and takes over those whose process still lives. `moves` are the migrations that
+    /// were under way.
     ///
     /// # Errors
     /// If their directory can't be used.
-    pub async fn open(parts: Parts, facts: &HostFacts) -> anyhow::Result<Arc<Self>> {
+    pub async fn open(parts: Parts, facts: &HostFacts, moves: &[Move]) -> anyhow::Result<Arc<Self>> {
         let qemu = &facts.qemu;
         let vms = Arc::new(Self {
             store: Store::open(parts.state_dir.join("vms"))?,
@@ -123,6 +128,7 @@ impl Vms {
             machines: Mutex::default(),
             meters: Meters::default(),
             offers: Offers::open(parts.state_dir.join("copies"))?,
+            copies: Mutex::default(),
             coming: Mutex::default(),
             reservations: Mutex::default(),
             making: tokio::sync::RwLock::default(),
@@ -131,7 +137,8 @@ impl Vms {
             parts,
         });
         for record in vms.store.load()? {
-            vms.take_over(record).await;
+            let phase = moves.iter().find(|moved| moved.vm == record.spec.id.0).map(|moved| moved.phase);
+            vms.take_over(record, phase).await;
         }
         vms.retain_bases().await;
         vms.publish().await;
@@ -142,7 +149,10 @@ impl Vms {
     }
 
     /// A VM of an earlier run.
-    async fn take_over(self: &Arc<Self>, mut record: Record) {
+    async fn take_over(self: &Arc<Self>, mut record: Record, phase: Option<Phase>) {
+        if let Some(phase @ (Phase::Given | Phase::Preparing)) = phase {
+            return self.take_over_copy(record, phase).await;
+        }
         let spec = record.spec.clone();
         self.reservations().restore(spec.id.0, &spec.name, spec.share());
         let files = self.store.files(spec.id.0);
@@ -197,7 +207,7 @@ impl Vms {
     }
 
     /// Connects to a process and watches it from now on.
-    async fn follow(
+    pub(super) async fn follow(
         self: &Arc<Self>,
         machine: &Arc<Machine>,
         process: &Arc<Process>,
@@ -288,7 +298,7 @@ impl Vms {
     }
 
     /// Removes all of a VM that does not run.
-    async fn forget(&self, id: VmId) {
+    pub(super) async fn forget(&self, id: VmId) {
         let machine = self.machines().remove(&id);
         let files = self.store.files(id);
         if files.dir().exists()
@@ -307,7 +317,8 @@ impl Vms {
     /// Lets go of images that no VM uses.
     async fn retain_bases(&self) {
         let _alone = self.making.write().await;
-        let used = self.all().iter().flat_map(|machine| machine.spec().images()).collect();
+        let copies: Vec<_> = self.copies().values().cloned().collect();
+        let used = self.all().iter().chain(&copies).flat_map(|machine| machine.spec().images()).collect();
         disk::retain_bases(&self.parts.images, used).await;
     }
 
@@ -347,8 +358,28 @@ impl Vms {
     }
 
     async fn launch(self: &Arc<Self>, machine: &Arc<Machine>, spec: &Spec) -> anyhow::Result<()> {
+        let qmp = self.launch_paused(machine, spec, false).await?;
+        self.load_drive(machine, &qmp).await;
+        // The guest begins only now: its first words find their reader.
+        if let Err(error) = begin(&qmp, spec).await {
+            if let Some(live) = machine.live() {
+                self.abandon(machine, &live.process).await?;
+            }
+            return Err(error.into());
+        }
+        self.set_state(machine, VmState::Running).await;
+        Ok(())
+    }
+
+    /// Starts a process whose guest does not run yet; if it `is_incoming`, its memory comes from another host.
+    pub(super) async fn launch_paused(
+        self: &Arc<Self>,
+        machine: &Arc<Machine>,
+        spec: &Spec,
+        is_incoming: bool,
+    ) -> anyhow::Result<Qmp> {
         let base = disk::base(spec, &self.parts.images).await?;
-        let process = Arc::new(self.spawn(machine, spec, base.as_ref()).await?);
+        let process = Arc::new(self.spawn(machine, spec, base.as_ref(), is_incoming).await?);
         let mark = process.mark();
         let running = async {
             machine.keep(|record| {
@@ -366,20 +397,10 @@ impl Vms {
                 Err(VmError::DidNotStart { name: spec.name.clone(), words }.into())
             }
         };
-        let told = match qmp {
-            // The guest begins only now: its first words find their reader.
-            Ok(qmp) => {
-                self.load_drive(machine, &qmp).await;
-                begin(&qmp, spec).await.map_err(Into::into)
-            }
-            Err(error) => Err(error),
-        };
-        if told.is_err() {
+        if qmp.is_err() {
             self.abandon(machine, &process).await?;
         }
-        told?;
-        self.set_state(machine, VmState::Running).await;
-        Ok(())
+        qmp
     }
 
     /// Ends a process that did not get as far as a guest.
@@ -395,7 +416,13 @@ impl Vms {
     }
 
     /// Starts QEMU with all that it is given by descriptor.
-    async fn spawn(&self, machine: &Arc<Machine>, spec: &Spec, base: Option<&Base>) -> anyhow::Result<Process> {
+    async fn spawn(
+        &self,
+        machine: &Arc<Machine>,
+        spec: &Spec,
+        base: Option<&Base>,
+        is_incoming: bool,
+    ) -> anyhow::Result<Process> {
         let qemu = self.qemu.clone().map_err(VmError::Missing)?;
         let files = &machine.files;
         let mut inherited: Vec<OwnedFd> = Vec::new();
@@ -403,7 +430,10 @@ impl Vms {
             inherited.push(listen(&path)?);
         }
         for nic in &spec.nics {
-            inherited.push(self.parts.sockets.plug(nic).await?);
+            inherited.push(match is_incoming {
+                true => self.parts.sockets.prepare(nic).await?,
+                false => self.parts.sockets.plug(nic).await?,
+            });
         }
         let fds: Vec<_> = inherited.iter().map(AsRawFd::as_raw_fd).collect();
         let launch = Launch {
@@ -419,6 +449,7 @@ impl Vms {
                 Boot::Image { .. } if !spec.ssh_keys.is_empty() => Some(seed::make(spec, files.dir()).await?),
                 Boot::Image { .. } | Boot::Kernel { .. } | Boot::Disk => None,
             },
+            is_incoming,
         };
         Process::spawn(&qemu, &launch.arguments(), &inherited, &files.log())
     }
@@ -597,6 +628,13 @@ impl Vms {
         self.publish().await;
     }
 
+    /// Whether this host takes VMs of others.
+    pub(super) async fn check_arrival(&self) -> anyhow::Result<()> {
+        let is_draining = self.parts.core.call(|core| core.is_draining()).await?;
+        anyhow::ensure!(!is_draining, "The host is being drained: it takes no VMs");
+        Ok(())
+    }
+
     /// Makes the tables say what there is.
     pub async fn publish(&self) {
         let _telling = self.telling.lock().await;
@@ -630,12 +668,16 @@ impl Vms {
         Ok(found.ok_or_else(|| VmError::NotFound(name.clone()))?)
     }
 
+    pub(super) fn copies(&self) -> MutexGuard<'_, BTreeMap<VmId, Arc<Machine>>> {
+        self.copies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn all(&self) -> Vec<Arc<Machine>> {
         self.machines().values().cloned().collect()
     }
 
     /// No holder can panic half-way; the same holds for the reservations.
-    fn machines(&self) -> MutexGuard<'_, BTreeMap<VmId, Arc<Machine>>> {
+    pub(super) fn machines(&self) -> MutexGuard<'_, BTreeMap<VmId, Arc<Machine>>> {
         self.machines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -643,17 +685,23 @@ impl Vms {
         self.coming.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn reservations(&self) -> MutexGuard<'_, Reservations> {
+    pub(super) fn reservations(&self) -> MutexGuard<'_, Reservations> {
         self.reservations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Lets the guest run, within its limits.
 async fn begin(qmp: &Qmp, spec: &Spec) -> Result<(), QmpError> {
+    limit(qmp, spec).await?;
+    qmp.run("cont").await.map(drop)
+}
+
+/// Limits the traffic of a guest's disk.
+pub(super) async fn limit(qmp: &Qmp, spec: &Spec) -> Result<(), QmpError> {
     if spec.disk_bytes > 0 && spec.limits != VmLimits::default() {
         spec.limits.throttle(qmp, DISK_DEVICE).await?;
     }
-    qmp.run("cont").await.map(drop)
+    Ok(())
 }
 
 /// A listening socket for QEMU to serve. Because it listens before QEMU is there, nobody has to wait for it.

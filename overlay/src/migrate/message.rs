@@ -76,6 +76,17 @@ pub enum ToSource {
         /// Which migration.
         id: MigrationId,
     },
+    /// What its addresses' frames were, for the report.
+    Counted {
+        /// Which migration.
+        id: MigrationId,
+        /// Frames that waited at the target.
+        buffered: u64,
+        /// Frames that the source sent on and that arrived.
+        arrived: u64,
+        /// Frames that waited at the target and died.
+        lost: u64,
+    },
 }
 
 /// How a guest arrived, by the target's clock.
@@ -116,7 +127,11 @@ impl ToSource {
     /// Which migration it is about.
     pub const fn id(&self) -> MigrationId {
         match self {
-            Self::Ready { id, .. } | Self::Taken { id, .. } | Self::Declined { id, .. } | Self::Ask { id } => *id,
+            Self::Ready { id, .. }
+            | Self::Taken { id, .. }
+            | Self::Declined { id, .. }
+            | Self::Ask { id }
+            | Self::Counted { id, .. } => *id,
         }
     }
 

@@ -188,7 +188,7 @@ impl Source {
     /// What a host says to a target about a migration that it does not know: it never aborts one that it has forgotten.
     pub fn answer_unknown(message: &ToSource) -> Option<ToTarget> {
         match message {
-            ToSource::Declined { .. } => None,
+            ToSource::Declined { .. } | ToSource::Counted { .. } => None,
             other => Some(ToTarget::Finish { id: other.id() }),
         }
     }
@@ -277,8 +277,14 @@ impl Source {
             (ToSource::Ask { .. }, State::Given) => self.effects.push_back(SourceEffect::HandOver),
             (ToSource::Ask { .. } | ToSource::Ready { .. }, State::Aborting | State::Aborted) => self.tell_abort(),
             (ToSource::Taken { .. }, State::Done) => self.send(ToTarget::Finish { id: self.id }),
-            (ToSource::Ready { .. } | ToSource::Taken { .. } | ToSource::Ask { .. } | ToSource::Declined { .. }, _) => {
-            }
+            (
+                ToSource::Ready { .. }
+                | ToSource::Taken { .. }
+                | ToSource::Ask { .. }
+                | ToSource::Declined { .. }
+                | ToSource::Counted { .. },
+                _,
+            ) => {}
         }
     }
 

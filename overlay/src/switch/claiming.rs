@@ -346,7 +346,7 @@ impl Switch {
     }
 
     /// Signs the address over to `to`, with all frames that wait for it.
-    fn grant(&mut self, now: Instant, network: NetworkId, mac: Mac, to: HostId) {
+    pub(super) fn grant(&mut self, now: Instant, network: NetworkId, mac: Mac, to: HostId) {
         let signer = self.signer.clone();
         let Some(binding) = self.binding(network, mac) else { return };
         let claim = binding.claim.hand_off(to, &*signer);
@@ -355,7 +355,7 @@ impl Switch {
         self.announce(&claim);
     }
 
-    fn on_grant(&mut self, now: Instant, claim: Claim) {
+    pub(super) fn on_grant(&mut self, now: Instant, claim: Claim) {
         let (network, mac) = (claim.network, claim.mac);
         let Some(segment) = self.segments.get(&network) else { return };
         let known = segment.bindings.get(&mac);
@@ -425,7 +425,9 @@ impl Switch {
             State::Refused => {}
             _ => {
                 self.set_deadline(network, mac, None);
-                self.release_held(now, network, mac);
+                if !self.binding(network, mac).is_some_and(|binding| binding.is_awaited()) {
+                    self.release_held(now, network, mac);
+                }
             }
         }
     }
@@ -617,7 +619,7 @@ impl Switch {
     }
 
     /// The address has arrived: what waited for it follows, in order.
-    fn release_held(&mut self, now: Instant, network: NetworkId, mac: Mac) {
+    pub(super) fn release_held(&mut self, now: Instant, network: NetworkId, mac: Mac) {
         self.releasing.insert((network, mac));
         self.release_slice(now, network, mac);
     }
@@ -643,6 +645,9 @@ impl Switch {
                     let flags = header.flags.with(Flags::FORWARDED);
                     let header = FrameHeader { hops, flags, ..header };
                     self.effects.push_back(SwitchEffect::Transmit { to, header, packet });
+                    if let Some(binding) = self.binding(network, mac) {
+                        binding.counts.forwarded += 1;
+                    }
                 }
                 None => self.drops.count(DropReason::HopLimit),
             }
@@ -654,6 +659,7 @@ impl Switch {
         let budget = &mut self.hold_budget;
         let Some(binding) = self.segments.get_mut(&network).and_then(|s| s.bindings.get_mut(&mac)) else { return };
         for _ in binding.held.take(budget) {
+            binding.counts.lost += 1;
             self.drops.count(DropReason::HoldOverflow);
         }
     }

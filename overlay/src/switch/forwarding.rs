@@ -139,6 +139,8 @@ impl Switch {
             return deliver;
         }
         match segment.bindings.get(&dst) {
+            // Frames overtake the messages of their link, and so the handoff.
+            Some(binding) if binding.is_awaited() && !header.flags.has(Flags::FLOOD) => Egress::Hold(dst, header),
             // Of a flooded frame every host has a copy, also the one that the address went to.
             Some(binding) if binding.is_waited_for() && !header.flags.has(Flags::FLOOD) => {
                 if binding.state == State::Remote {
@@ -155,14 +157,31 @@ impl Switch {
                 let claim = claim.clone();
                 self.forward(now, from, header, claim)
             }
-            _ => deliver,
+            _ => {
+                if header.flags.has(Flags::FORWARDED) {
+                    self.count_arrival(network, dst);
+                }
+                deliver
+            }
+        }
+    }
+
+    fn count_arrival(&mut self, network: NetworkId, mac: Mac) {
+        if let Some(binding) = self.binding(network, mac) {
+            binding.counts.arrived += 1;
         }
     }
 
     /// Keeps a packet until its destination has arrived somewhere.
     pub fn hold(&mut self, network: NetworkId, mac: Mac, header: FrameHeader, packet: Vec<u8>) {
         let binding = self.segments.get_mut(&network).and_then(|segment| segment.bindings.get_mut(&mac));
-        let held = binding.is_some_and(|b| b.held.push(&mut self.hold_budget, Held { header, packet }));
+        let held = binding.is_some_and(|binding| {
+            let held = binding.held.push(&mut self.hold_budget, Held { header, packet });
+            binding.counts.buffered += u64::from(held);
+            binding.counts.lost += u64::from(!held);
+            binding.counts.arrived += u64::from(header.flags.has(Flags::FORWARDED));
+            held
+        });
         if !held {
             self.drops.count(DropReason::HoldOverflow);
         }
@@ -185,6 +204,9 @@ impl Switch {
             return Egress::Drop(DropReason::HopLimit);
         }
         let to = claim.holder;
+        if let Some(binding) = self.binding(claim.network, claim.mac) {
+            binding.counts.forwarded += 1;
+        }
         self.redirect(now, from, claim);
         let flags = header.flags.with(Flags::FORWARDED);
         Egress::Forward(to, FrameHeader { hops: header.hops - 1, flags, ..header })

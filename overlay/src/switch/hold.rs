@@ -37,6 +37,15 @@ impl HeldFrames {
         true
     }
 
+    /// Adds a packet before all others; false if there is no room for it.
+    pub(super) fn push_front(&mut self, budget: &mut HoldBudget, held: Held) -> bool {
+        let is_taken = self.push(budget, held);
+        if is_taken {
+            self.queue.rotate_right(1);
+        }
+        is_taken
+    }
+
     /// Takes the oldest packet out.
     pub(super) fn pop(&mut self, budget: &mut HoldBudget) -> Option<Held> {
         let held = self.queue.pop_front()?;

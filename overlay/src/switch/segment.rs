@@ -5,6 +5,7 @@ use crate::flood::FloodLimit;
 use crate::ids::{HostId, Mac, NetworkId};
 use crate::seeded::{SeededMap, SeededState};
 use crate::switch::hold::HeldFrames;
+use crate::switch::migrating::MoveCounts;
 use crate::switch::service::Service;
 use crate::time::Instant;
 use std::net::{IpAddr, Ipv4Addr};
@@ -51,6 +52,10 @@ pub(super) struct Binding {
     pub(super) conflict: Option<((HostId, HostId), Instant)>,
     /// When this host last told a talker where the address went.
     pub(super) redirected: Option<(HostId, Instant)>,
+    /// Its VM is on its way to this host: frames that get here before it wait.
+    pub(super) is_expected: bool,
+    /// Frames of its last move.
+    pub(super) counts: MoveCounts,
 }
 
 /// What a binding is to this host.
@@ -113,6 +118,8 @@ impl Binding {
             disputed: None,
             conflict: None,
             redirected: None,
+            is_expected: false,
+            counts: MoveCounts::default(),
         }
     }
 }
@@ -122,6 +129,12 @@ impl Binding {
     /// their way.
     pub(super) fn is_waited_for(&self) -> bool {
         matches!(self.state, State::Departed { .. }) || !self.held.is_empty()
+    }
+
+    /// Whether frames that get here before their VM wait for it. What this host's own guests send goes to where the
+    /// VM still is.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.is_expected && !matches!(self.state, State::Local { .. } | State::Probed { .. })
     }
 }
 

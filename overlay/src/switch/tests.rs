@@ -1,5 +1,6 @@
 //! What a few switches do together.
 
+mod migrating;
 mod service;
 mod takeover;
 

@@ -1,7 +1,7 @@
 //! One TCP connection that carries a known pseudo-random text; the receiver compares every byte.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -39,6 +39,19 @@ impl Transfer {
             TcpStream::connect_timeout(&address, IO_TIME_MAX).with_context(|| format!("Cannot connect to {address}"))
         })?;
         let (incoming, _) = listener.accept().context("The connection was lost before it was accepted")?;
+        Self::between(outgoing, incoming, bytes_per_second)
+    }
+
+    /// Connects to an echo service, which a VM has, and compares what comes back.
+    pub(crate) fn through_echo(from: &Guest, address: SocketAddr, bytes_per_second: u64) -> Result<Self> {
+        let outgoing = from.namespace().enter(|| {
+            TcpStream::connect_timeout(&address, IO_TIME_MAX).with_context(|| format!("Cannot connect to {address}"))
+        })?;
+        let incoming = outgoing.try_clone().context("Cannot read what comes back")?;
+        Self::between(outgoing, incoming, bytes_per_second)
+    }
+
+    fn between(outgoing: TcpStream, incoming: TcpStream, bytes_per_second: u64) -> Result<Self> {
         outgoing.set_write_timeout(Some(IO_TIME_MAX))?;
         incoming.set_read_timeout(Some(IO_TIME_MAX))?;
         let stop = Arc::new(AtomicBool::new(false));

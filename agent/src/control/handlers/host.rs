@@ -2,17 +2,32 @@
 
 use super::Answered;
 use crate::control::extract::Wanted;
-use crate::control::model::{Host, HostMatch};
+use crate::control::model::{DrainReport, Host, HostMatch};
 use crate::control::problem::ApiError;
 use crate::control::router::Api;
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
 
 /// All hosts of the swarm.
 #[utoipa::path(get, path = "/v1/hosts", operation_id = "list_hosts",
     responses((status = 200, body = [Host]), (status = "default", body = ApiError)))]
 pub(in crate::control) async fn list(State(api): State<Api>) -> Answered<Vec<Host>> {
     api.backend.hosts().await.map(Json)
+}
+
+/// Take no VMs any more, and move those that run to other hosts.
+#[utoipa::path(post, path = "/v1/host/drain", operation_id = "drain",
+    responses((status = 200, body = DrainReport), (status = "default", body = ApiError)))]
+pub(in crate::control) async fn drain(State(api): State<Api>) -> Answered<DrainReport> {
+    api.backend.drain().await.map(Json)
+}
+
+/// Take VMs again.
+#[utoipa::path(delete, path = "/v1/host/drain", operation_id = "undrain",
+    responses((status = 204), (status = "default", body = ApiError)))]
+pub(in crate::control) async fn undrain(State(api): State<Api>) -> Result<StatusCode, ApiError> {
+    api.backend.undrain().await.map(|()| StatusCode::NO_CONTENT)
 }
 
 /// Hosts that a VM fits on, best first.

@@ -4,7 +4,9 @@ use super::{Answered, cdrom};
 use crate::control::backend::Origin;
 use crate::control::caller::KnownCaller;
 use crate::control::extract::{Body, Named};
-use crate::control::model::{CdromInsert, Progress, Vm, VmClone, VmCreate, VmStop};
+use crate::control::model::{
+    CdromInsert, MigrationProgress, MigrationReport, Progress, Vm, VmClone, VmCreate, VmMigrate, VmResolve, VmStop,
+};
 use crate::control::problem::ApiError;
 use crate::control::router::Api;
 use crate::control::stream::long_work;
@@ -133,6 +135,45 @@ pub(in crate::control) async fn limit(
     Body(change): Body<VmLimitsChange>,
 ) -> Answered<Vm> {
     api.backend.limit_vm(name, change).await.map(Json)
+}
+
+/// Move a VM to another host while it runs. With `Accept: text/event-stream` the answer is a stream of `progress`
+/// events that ends with `done` or `error`. Closing the connection cancels, until the guest runs at the target.
+#[utoipa::path(post, path = "/v1/vms/{name}/migrate", operation_id = "migrate_vm", request_body = VmMigrate,
+    params(("name" = String, Path, description = "The VM")),
+    responses((status = 200, body = MigrationReport), (status = "default", body = ApiError)))]
+pub(in crate::control) async fn migrate(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    Named(name): Named,
+    Body(request): Body<VmMigrate>,
+) -> Response {
+    let (sender, progress) = watch::channel(MigrationProgress::default());
+    let work = Box::pin(async move { api.backend.migrate_vm(name, request, sender).await });
+    long_work(&headers, StatusCode::OK, work, progress).await
+}
+
+/// Give a migration up: the VM stays where it is.
+#[utoipa::path(delete, path = "/v1/vms/{name}/migrate", operation_id = "cancel_migration",
+    params(("name" = String, Path, description = "The VM")),
+    responses((status = 204), (status = "default", body = ApiError)))]
+pub(in crate::control) async fn cancel_migration(
+    State(api): State<Api>,
+    Named(name): Named,
+) -> Result<StatusCode, ApiError> {
+    api.backend.cancel_migration(name).await.map(|()| StatusCode::NO_CONTENT)
+}
+
+/// Say which copy of a VM runs, because the other host of its migration is gone for good.
+#[utoipa::path(post, path = "/v1/vms/{name}/migrate/resolve", operation_id = "resolve_migration",
+    request_body = VmResolve, params(("name" = String, Path, description = "The VM")),
+    responses((status = 204), (status = "default", body = ApiError)))]
+pub(in crate::control) async fn resolve_migration(
+    State(api): State<Api>,
+    Named(name): Named,
+    Body(request): Body<VmResolve>,
+) -> Result<StatusCode, ApiError> {
+    api.backend.resolve_migration(name, request).await.map(|()| StatusCode::NO_CONTENT)
 }
 
 /// What a VM wrote to its serial console lately.

@@ -1,0 +1,80 @@
+//! What is still on its way to a guest that was paused: frames in the queue of its TAP, which QEMU does not read any
+//! more. The descriptor is QEMU's, whoever started it.
+
+use anyhow::{Context, bail};
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use virtuoso_overlay::ids::Mac;
+use virtuoso_overlay::limits::FRAME_BYTES_MAX;
+use virtuoso_overlay::wire::ethernet::EthernetView;
+use virtuoso_overlay::wire::frame::VNET_BYTES;
+
+/// Frames that are read at most: a TAP's queue has 1,000.
+const FRAMES_MAX: usize = 4_096;
+/// The largest virtio-net header that a kernel puts before a frame, with room.
+const HEADER_BYTES_MAX: usize = 64;
+
+/// Takes the frames for `mac` out of the queue of `tap`, which process `pid` has open: each behind a virtio-net header.
+///
+/// # Errors
+/// If the process has no such TAP, or the right to look into it is missing.
+pub fn rest_of(pid: u32, tap: &str, mac: Mac) -> anyhow::Result<Vec<Vec<u8>>> {
+    let fd = borrow(pid, number_of(pid, tap)?).with_context(|| format!("Can't use TAP {tap} of process {pid}"))?;
+    let mut header = 0_i32;
+    // SAFETY: the request writes one int behind the pointer, which lives until the call returns.
+    if unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNGETVNETHDRSZ, &raw mut header) } < 0 {
+        return Err(io::Error::last_os_error()).context("Can't ask a TAP for its header");
+    }
+    let header = usize::try_from(header).unwrap_or_default();
+    anyhow::ensure!((VNET_BYTES..=HEADER_BYTES_MAX).contains(&header), "A TAP has a header of {header} bytes");
+    let mut buffer = vec![0; header + FRAME_BYTES_MAX];
+    let mut packets = Vec::new();
+    for _ in 0..FRAMES_MAX {
+        let Some(length) = read(&fd, &mut buffer).context("Can't read a TAP")? else { break };
+        let Some(frame) = buffer.get(header..length) else { continue };
+        if EthernetView::new_checked(frame).is_ok_and(|view| view.dst() == mac) {
+            packets.push([&buffer[..VNET_BYTES], frame].concat());
+        }
+    }
+    Ok(packets)
+}
+
+/// The number that a TAP's descriptor has in a process.
+fn number_of(pid: u32, tap: &str) -> anyhow::Result<RawFd> {
+    let dir = format!("/proc/{pid}/fdinfo");
+    for entry in fs::read_dir(&dir).with_context(|| format!("Can't list {dir}"))?.flatten() {
+        let Ok(text) = fs::read_to_string(entry.path()) else { continue };
+        let is_tap = text.lines().any(|line| line.strip_prefix("iff:").is_some_and(|name| name.trim() == tap));
+        if is_tap && let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok()) {
+            return Ok(number);
+        }
+    }
+    bail!("Process {pid} does not have TAP {tap}")
+}
+
+/// A descriptor of ours for what `number` is in another process.
+fn borrow(pid: u32, number: RawFd) -> io::Result<OwnedFd> {
+    let own = |result: libc::c_long| {
+        let fd = RawFd::try_from(result).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
+        // SAFETY: the descriptor is new and nobody else has it.
+        Ok::<_, io::Error>(unsafe { OwnedFd::from_raw_fd(fd) })
+    };
+    // SAFETY: the call takes no pointers.
+    let process = own(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    // SAFETY: the call takes no pointers.
+    own(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) })
+}
+
+/// One frame, or nothing if there is none: QEMU has made the TAP non-blocking.
+fn read(fd: &OwnedFd, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+    // SAFETY: the descriptor is open, and the buffer is as long as it is said to be.
+    let length = unsafe { libc::read(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
+    match usize::try_from(length) {
+        Ok(length) => Ok(Some(length)),
+        Err(_) => match io::Error::last_os_error() {
+            error if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            error => Err(error),
+        },
+    }
+}

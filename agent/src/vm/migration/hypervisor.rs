@@ -1,0 +1,261 @@
+//! What QEMU is told in a migration, and what its events mean. The sequences are those that were tried and measured;
+//! the order matters.
+
+use super::super::machine::{Live, News};
+use super::super::qmp::{Event, Qmp, QmpError};
+use super::super::store::Files;
+use serde_json::{Value, json};
+use std::time::Duration;
+use virtuoso_overlay::migrate::{SourceInput, TargetInput};
+
+/// The job that copies the disk, the node it writes to, and the export at the target.
+const JOB: &str = "move0";
+const NODE: &str = "moved0";
+const EXPORT: &str = "disk0";
+const DISK: &str = "disk0";
+
+/// Least time of a guest's pause that QEMU aims at. Its default of 300 ms is a stall that users notice; below this a
+/// guest that writes a little does not converge.
+const DOWNTIME_LIMIT_MS: u64 = 100;
+/// Bytes per second without a limit of the operator's: more than any link has.
+const BANDWIDTH_MAX: u64 = 10 << 30;
+/// How long QEMU may take to give a migration up.
+const CANCEL_TIME_MAX: Duration = Duration::from_secs(10);
+const CANCEL_POLL: Duration = Duration::from_millis(5);
+
+/// What may be sent when.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terms {
+    pub(super) post_copy: bool,
+    pub(super) bandwidth: Option<u64>,
+}
+
+/// How far QEMU has come with the memory.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Figures {
+    pub(super) transferred: u64,
+    pub(super) remaining: u64,
+    pub(super) rate: u64,
+    pub(super) dirty: u64,
+    pub(super) rounds: u64,
+    pub(super) expected_downtime_ms: u64,
+    pub(super) downtime_ms: f64,
+}
+
+/// Has QEMU at the source copy the disk to the socket.
+pub(super) async fn mirror(qmp: &Qmp, files: &Files, bandwidth: Option<u64>) -> Result<(), QmpError> {
+    let server = json!({"type": "unix", "path": files.mirror_socket()});
+    let node = json!({"driver": "nbd", "node-name": NODE, "server": server, "export": EXPORT});
+    qmp.run_with("blockdev-add", node).await?;
+    let mut job = json!({
+        "job-id": JOB, "device": DISK, "target": NODE, "sync": "top", "copy-mode": "write-blocking",
+    });
+    if let Some(bandwidth) = bandwidth {
+        job["speed"] = json!(bandwidth);
+    }
+    qmp.run_with("blockdev-mirror", job).await.map(|_| ())
+}
+
+/// Has the copy of the disk come to its end.
+pub(super) async fn finish_mirror(qmp: &Qmp) -> Result<(), QmpError> {
+    qmp.run_with("block-job-cancel", json!({"device": JOB})).await.map(|_| ())
+}
+
+/// Lets go of the target's disk.
+pub(super) async fn release_mirror(qmp: &Qmp) -> Result<(), QmpError> {
+    qmp.run_with("blockdev-del", json!({"node-name": NODE})).await.map(|_| ())
+}
+
+/// How many bytes of the disk have been copied.
+pub(super) async fn mirrored(qmp: &Qmp) -> Option<u64> {
+    let jobs = qmp.run("query-block-jobs").await.ok()?;
+    jobs.as_array()?.iter().find(|job| job["device"] == JOB)?.get("offset")?.as_u64()
+}
+
+/// Has QEMU at the source send the memory to the socket.
+pub(super) async fn send_memory(qmp: &Qmp, files: &Files, terms: Terms) -> Result<(), QmpError> {
+    capabilities(qmp, terms.post_copy).await?;
+    let parameters = json!({
+        "max-bandwidth": terms.bandwidth.unwrap_or(BANDWIDTH_MAX),
+        "downtime-limit": DOWNTIME_LIMIT_MS,
+    });
+    qmp.run_with("migrate-set-parameters", parameters).await?;
+    let uri = format!("unix:{}", files.memory_socket().display());
+    qmp.run_with("migrate", json!({"uri": uri})).await.map(|_| ())
+}
+
+async fn capabilities(qmp: &Qmp, post_copy: bool) -> Result<(), QmpError> {
+    let switch = |name: &str, state: bool| json!({"capability": name, "state": state});
+    let capabilities = json!([
+        switch("events", true),
+        switch("pause-before-switchover", true),
+        switch("postcopy-ram", post_copy),
+        // Where post-copy is no way out, the guest is slowed down until its memory can be copied.
+        switch("auto-converge", !post_copy),
+    ]);
+    qmp.run_with("migrate-set-capabilities", json!({"capabilities": capabilities})).await.map(|_| ())
+}
+
+/// Has QEMU send what is left once the guest runs at the target.
+pub(super) async fn begin_post_copy(qmp: &Qmp) -> Result<(), QmpError> {
+    qmp.run("migrate-start-postcopy").await.map(|_| ())
+}
+
+/// Has QEMU write the last bytes.
+pub(super) async fn go_on(qmp: &Qmp) -> Result<(), QmpError> {
+    qmp.run_with("migrate-continue", json!({"state": "pre-switchover"})).await.map(|_| ())
+}
+
+/// How far the memory is.
+pub(super) async fn figures(qmp: &Qmp) -> Option<Figures> {
+    let info = qmp.run("query-migrate").await.ok()?;
+    let ram = &info["ram"];
+    let number = |value: &Value| value.as_u64().unwrap_or_default();
+    let page = number(&ram["page-size"]).max(1);
+    Some(Figures {
+        transferred: number(&ram["transferred"]),
+        remaining: number(&ram["remaining"]),
+        rate: (ram["mbps"].as_f64().unwrap_or_default() * 125_000.0) as u64,
+        dirty: number(&ram["dirty-pages-rate"]).saturating_mul(page),
+        rounds: number(&ram["dirty-sync-count"]),
+        expected_downtime_ms: number(&info["expected-downtime"]),
+        downtime_ms: info["downtime"].as_f64().unwrap_or_default(),
+    })
+}
+
+/// Whether the memory does not come to an end by copying it again.
+pub(super) fn is_diverging(figures: &Figures) -> bool {
+    figures.rounds >= 4 && figures.expected_downtime_ms > 2 * DOWNTIME_LIMIT_MS
+}
+
+/// Ends what runs of a migration at the source, and lets the guest run.
+pub(super) async fn take_back(live: &Live) -> Result<(), QmpError> {
+    let qmp = &live.qmp;
+    qmp.run("migrate_cancel").await?;
+    let deadline = tokio::time::Instant::now() + CANCEL_TIME_MAX;
+    while is_under_way(&status(qmp).await?) && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(CANCEL_POLL).await;
+    }
+    if qmp.run_with("block-job-cancel", json!({"device": JOB, "force": true})).await.is_ok() {
+        while mirrored(qmp).await.is_some() && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(CANCEL_POLL).await;
+        }
+    }
+    // There is none if the disk was never copied.
+    release_mirror(qmp).await.ok();
+    qmp.run("cont").await.map(|_| ())
+}
+
+async fn status(qmp: &Qmp) -> Result<String, QmpError> {
+    let info = qmp.run("query-migrate").await?;
+    Ok(info["status"].as_str().unwrap_or("none").to_owned())
+}
+
+fn is_under_way(status: &str) -> bool {
+    matches!(status, "setup" | "active" | "cancelling" | "pre-switchover" | "device" | "wait-unplug")
+}
+
+/// What an agent that was started again finds at a source that has given its VM away.
+pub(super) async fn what_is_left(qmp: &Qmp) -> SourceInput {
+    match status(qmp).await.as_deref() {
+        Ok(status) if status.starts_with("postcopy") => SourceInput::PostCopyBegun,
+        Ok(_) => SourceInput::Sent,
+        Err(_) => SourceInput::Ended,
+    }
+}
+
+/// What an event of the source's QEMU means.
+pub(super) enum SourceNews {
+    Input(SourceInput),
+    /// The copy of the disk has ended, because it was asked to or by itself.
+    MirrorEnded(Option<String>),
+    Nothing,
+}
+
+/// Reads an event of the source's QEMU.
+pub(super) async fn source_news(qmp: Option<&Qmp>, news: &News) -> SourceNews {
+    let event = match news {
+        News::Ended => return SourceNews::Input(SourceInput::Ended),
+        News::Said(event) => event,
+    };
+    let is_ours = event.data["device"] == JOB;
+    match event.event.as_str() {
+        "STOP" => SourceNews::Input(SourceInput::Stopped),
+        "BLOCK_JOB_READY" if is_ours => SourceNews::Input(SourceInput::DiskReady),
+        "BLOCK_JOB_COMPLETED" | "BLOCK_JOB_CANCELLED" if is_ours => {
+            SourceNews::MirrorEnded(event.data["error"].as_str().map(str::to_owned))
+        }
+        "MIGRATION" => match event.data["status"].as_str() {
+            Some("pre-switchover") => SourceNews::Input(SourceInput::Paused),
+            Some("completed") => SourceNews::Input(SourceInput::Sent),
+            Some("postcopy-active") => SourceNews::Input(SourceInput::PostCopyBegun),
+            Some("failed") => SourceNews::Input(SourceInput::Broken(why(qmp).await)),
+            _ => SourceNews::Nothing,
+        },
+        _ => SourceNews::Nothing,
+    }
+}
+
+async fn why(qmp: Option<&Qmp>) -> String {
+    let told = match qmp {
+        Some(qmp) => qmp.run("query-migrate").await.ok(),
+        None => None,
+    };
+    let text = told.as_ref().and_then(|info| info["error-desc"].as_str());
+    text.map_or_else(|| "QEMU could not send the memory".into(), |text| format!("QEMU: {text}"))
+}
+
+/// Has a QEMU that waits take disk and memory at its sockets; whether it can fetch memory while the guest runs.
+pub(super) async fn await_arrival(qmp: &Qmp, files: &Files, has_disk: bool, post_copy: bool) -> Result<bool, QmpError> {
+    let post_copy = match post_copy {
+        true => match capabilities(qmp, true).await {
+            Ok(()) => true,
+            // This machine has no userfaultfd for QEMU.
+            Err(QmpError::Refused { .. }) => false,
+            Err(error) => return Err(error),
+        },
+        false => false,
+    };
+    if !post_copy {
+        capabilities(qmp, false).await?;
+    }
+    if has_disk {
+        let address = json!({"type": "unix", "data": {"path": files.mirror_socket()}});
+        qmp.run_with("nbd-server-start", json!({"addr": address})).await?;
+        let export = json!({"type": "nbd", "id": "move0", "node-name": DISK, "name": EXPORT, "writable": true});
+        qmp.run_with("block-export-add", export).await?;
+    }
+    let uri = format!("unix:{}", files.memory_socket().display());
+    qmp.run_with("migrate-incoming", json!({"uri": uri})).await?;
+    Ok(post_copy)
+}
+
+/// Closes what disk and memory came in by.
+pub(super) async fn close_arrival(qmp: &Qmp, files: &Files) {
+    // Without a disk there is no server.
+    qmp.run_with("block-export-del", json!({"id": "move0", "mode": "hard"})).await.ok();
+    qmp.run("nbd-server-stop").await.ok();
+    for socket in [files.memory_socket(), files.mirror_socket()] {
+        std::fs::remove_file(socket).ok();
+    }
+}
+
+/// Whether a QEMU that waited has all that its guest needs.
+pub(super) async fn is_whole(qmp: &Qmp) -> bool {
+    let running = qmp.run("query-status").await.ok();
+    let state = running.as_ref().and_then(|status| status["status"].as_str());
+    !matches!(state, None | Some("inmigrate" | "prelaunch"))
+}
+
+/// What an event of the target's QEMU means.
+pub(super) fn target_news(news: &News) -> Option<TargetInput> {
+    let event: &Event = match news {
+        News::Ended => return Some(TargetInput::Ended),
+        News::Said(event) => event,
+    };
+    match (event.event.as_str(), event.data["status"].as_str()) {
+        ("MIGRATION", Some("completed" | "postcopy-active")) => Some(TargetInput::Loaded),
+        ("MIGRATION", Some("failed")) => Some(TargetInput::Broken("QEMU could not take the memory".into())),
+        _ => None,
+    }
+}

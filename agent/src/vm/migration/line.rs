@@ -1,0 +1,163 @@
+//! Streams of a migration between its two hosts. The first byte and the id behind it say what a stream is: messages of
+//! the source to the target, of the target to the source, or raw bytes that a QEMU sends to the other.
+
+use super::Inbox;
+use crate::swarm::streams::{Stream, StreamKind, Streams};
+use anyhow::{Context, bail};
+use std::path::Path;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+use virtuoso_overlay::ids::HostId;
+use virtuoso_overlay::migrate::{MESSAGE_BYTES_MAX, MigrationId};
+
+/// Migrations of VMs.
+pub(super) const MIGRATION: StreamKind = StreamKind::new("migration");
+
+/// Messages that wait for a stream. There are a handful in a migration.
+const OUTGOING_MAX: usize = 64;
+/// Time in which whoever opens a stream must say what it is.
+const HEADER_TIME_MAX: Duration = Duration::from_secs(10);
+/// Bytes that are carried in one go.
+const COPY_BYTES: usize = 256 << 10;
+
+/// What a stream carries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Purpose {
+    /// Messages, opened by the source.
+    FromSource,
+    /// Messages, opened by the target.
+    FromTarget,
+    /// Memory and devices.
+    Memory,
+    /// A disk, as NBD.
+    Disk,
+}
+
+/// The way to the other host while there is one.
+#[derive(Debug)]
+pub(super) struct Line {
+    outgoing: mpsc::Sender<Vec<u8>>,
+    /// Tells it from those before.
+    pub(super) generation: u64,
+}
+
+impl Purpose {
+    const ALL: [(u8, Self); 4] =
+        [(b'S', Self::FromSource), (b'T', Self::FromTarget), (b'M', Self::Memory), (b'D', Self::Disk)];
+}
+
+/// Opens a stream for a migration.
+pub(super) async fn open(streams: &Streams, to: HostId, what: Purpose, id: MigrationId) -> anyhow::Result<Stream> {
+    let mut stream = streams.open(to, MIGRATION).await.context("Can't reach the other host")?;
+    let byte = Purpose::ALL.iter().find(|(_, purpose)| *purpose == what).map(|(byte, _)| *byte).unwrap_or_default();
+    let header = [&[byte][..], &id.0].concat();
+    stream.write_all(&header).await.context("The other host went away")?;
+    stream.flush().await.context("The other host went away")?;
+    Ok(stream)
+}
+
+/// Reads what a stream is that another host opened.
+pub(super) async fn accept(stream: &mut Stream) -> anyhow::Result<(Purpose, MigrationId)> {
+    let mut header = [0; 17];
+    let read = tokio::time::timeout(HEADER_TIME_MAX, stream.read_exact(&mut header)).await;
+    read.context("It says nothing")?.context("It broke")?;
+    let purpose = Purpose::ALL.iter().find(|(byte, _)| *byte == header[0]).context("It is of an unknown kind")?.1;
+    let mut id = [0; 16];
+    id.copy_from_slice(&header[1..]);
+    Ok((purpose, MigrationId(id)))
+}
+
+/// Reads one message.
+pub(super) async fn receive(stream: &mut (impl AsyncReadExt + Unpin)) -> anyhow::Result<Vec<u8>> {
+    let length = stream.read_u32().await? as usize;
+    if length > MESSAGE_BYTES_MAX {
+        bail!("A message of {length} bytes is too large");
+    }
+    let mut bytes = vec![0; length];
+    stream.read_exact(&mut bytes).await?;
+    Ok(bytes)
+}
+
+/// Writes one message.
+pub(super) async fn send(stream: &mut (impl AsyncWriteExt + Unpin), bytes: &[u8]) -> anyhow::Result<()> {
+    stream.write_u32(u32::try_from(bytes.len())?).await?;
+    stream.write_all(bytes).await?;
+    Ok(stream.flush().await?)
+}
+
+impl Line {
+    /// Carries messages both ways until the stream ends, which the inbox hears.
+    pub(super) fn start(stream: Stream, generation: u64, inbox: mpsc::Sender<Inbox>) -> Self {
+        let (outgoing, mut to_send) = mpsc::channel::<Vec<u8>>(OUTGOING_MAX);
+        tokio::spawn(async move {
+            let (mut read, mut write) = tokio::io::split(stream);
+            let reading = async {
+                while let Ok(bytes) = receive(&mut read).await {
+                    if inbox.send(Inbox::Said(bytes)).await.is_err() {
+                        return;
+                    }
+                }
+            };
+            let writing = async {
+                while let Some(bytes) = to_send.recv().await {
+                    if send(&mut write, &bytes).await.is_err() {
+                        return;
+                    }
+                }
+            };
+            tokio::select! {
+                () = reading => {}
+                () = writing => {}
+            }
+            inbox.send(Inbox::Lost(generation)).await.ok();
+        });
+        Self { outgoing, generation }
+    }
+
+    /// Sends a message; one that does not fit is lost, as all may be.
+    pub(super) fn say(&self, bytes: Vec<u8>) {
+        if let Err(error) = self.outgoing.try_send(bytes) {
+            tracing::debug!("A message about a migration is lost: {error}");
+        }
+    }
+}
+
+/// A socket to which a QEMU of this host connects once, to speak with one of the other host.
+pub(super) fn bridge(
+    socket: &Path,
+    streams: Streams,
+    to: HostId,
+    what: Purpose,
+    id: MigrationId,
+) -> anyhow::Result<()> {
+    std::fs::remove_file(socket).ok();
+    let listener = UnixListener::bind(socket).with_context(|| format!("Can't listen on {}", socket.display()))?;
+    let socket = socket.to_owned();
+    tokio::spawn(async move {
+        let accepted = tokio::time::timeout(HEADER_TIME_MAX, listener.accept()).await;
+        std::fs::remove_file(&socket).ok();
+        let Ok(Ok((qemu, _))) = accepted else { return };
+        match open(&streams, to, what, id).await {
+            Ok(stream) => carry(qemu, stream).await,
+            Err(error) => tracing::debug!("A stream of a migration can't be opened: {error:#}"),
+        }
+    });
+    Ok(())
+}
+
+/// Joins a stream that came from the other host with the socket of the QEMU here.
+pub(super) async fn join(socket: &Path, stream: Stream) {
+    match UnixStream::connect(socket).await {
+        Ok(qemu) => carry(qemu, stream).await,
+        Err(error) => tracing::debug!("Nobody waits at {}: {error}", socket.display()),
+    }
+}
+
+async fn carry(mut qemu: UnixStream, mut stream: Stream) {
+    let carried = tokio::io::copy_bidirectional_with_sizes(&mut qemu, &mut stream, COPY_BYTES, COPY_BYTES).await;
+    if let Err(error) = carried {
+        tracing::debug!("A stream of a migration ended: {error}");
+    }
+}

@@ -1,0 +1,496 @@
+//! The task of a migration on the host that has the VM.
+
+use super::super::machine::{Live, Machine, News};
+use super::definition::Definition;
+use super::hypervisor::{self, SourceNews, Terms};
+use super::line::{self, Line, Purpose};
+use super::report::{Counts, Times, milliseconds, sum};
+use super::{Inbox, MigrateOptions, Shared};
+use crate::control::model::{MigrationProgress, MigrationReport};
+use crate::control::problem::{ApiError, ErrorCode};
+use crate::core::vm_error;
+use crate::events::EventKind;
+use crate::name::Name;
+use crate::text::Text;
+use crate::vm::qmp::QmpError;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use virtuoso_overlay::claims::Claim;
+use virtuoso_overlay::ids::{HostId, Mac, NetworkId};
+use virtuoso_overlay::migrate::{
+    Arrival, MigrationId, Notice, Offer, Outcome, Phase, Record, Source, SourceEffect, SourceInput, ToSource, ToTarget,
+};
+use virtuoso_overlay::switch::MoveCounts;
+
+/// How often QEMU is asked how far it is: often enough for a progress bar.
+const FIGURES_INTERVAL: Duration = Duration::from_millis(250);
+/// Time between two attempts to reach the other host.
+const DIAL_INTERVAL: Duration = Duration::from_secs(1);
+/// How long the target may take to say what it has counted. The move is done by then.
+const COUNT_TIME_MAX: Duration = Duration::from_secs(2);
+/// News of a process that wait: a migration has some dozens in all.
+const NEWS_MAX: usize = 256;
+
+/// Who waits for the result.
+type Done = oneshot::Sender<Result<MigrationReport, String>>;
+
+struct Task {
+    shared: Arc<Shared>,
+    id: MigrationId,
+    peer: HostId,
+    state: Source,
+    machine: Arc<Machine>,
+    inbox: mpsc::Receiver<Inbox>,
+    sender: mpsc::Sender<Inbox>,
+    news: mpsc::Receiver<News>,
+    line: Option<Line>,
+    lines: u64,
+    dial_at: Option<tokio::time::Instant>,
+    bandwidth: Option<u64>,
+    networks: Vec<(NetworkId, Mac)>,
+    is_sending: bool,
+    is_finishing_mirror: bool,
+    post_copy: bool,
+    times: Times,
+    counts: Counts,
+    progress: watch::Sender<MigrationProgress>,
+    done: Option<Done>,
+    outcome: Option<Outcome>,
+}
+
+/// Begins to move a VM; the receiver hears how it ended.
+pub(super) async fn begin(
+    shared: &Arc<Shared>,
+    id: MigrationId,
+    name: &Name,
+    options: MigrateOptions,
+    progress: watch::Sender<MigrationProgress>,
+) -> Result<oneshot::Receiver<Result<MigrationReport, String>>, ApiError> {
+    let begun = shared.vms.now();
+    let unreachable = |error: anyhow::Error| ApiError::new(ErrorCode::Unavailable, format!("{error:#}"));
+    let stream = line::open(&shared.streams, options.to, Purpose::FromSource, id).await.map_err(unreachable)?;
+    let (news_sender, news) = mpsc::channel(NEWS_MAX);
+    let machine = shared.vms.begin_move(name, news_sender).await.map_err(vm_error)?;
+    let spec = machine.spec();
+    let offer = Offer {
+        id,
+        vm: spec.id.0,
+        definition: Definition::of(&spec).encode()?,
+        has_disk: spec.disk_bytes > 0,
+        post_copy: options.post_copy,
+    };
+    let (sender, inbox) = shared.enter(id, spec.id.0, options.to);
+    let (done, result) = oneshot::channel();
+    let state = Source::new(shared.vms.now(), offer);
+    let mut task = Task::new(shared.clone(), id, options.to, state, machine, (sender, inbox, news));
+    task.line = Some(Line::start(stream, 0, task.sender.clone()));
+    task.bandwidth = options.bandwidth;
+    task.progress = progress;
+    task.times = Times::new(begun);
+    task.done = Some(done);
+    tokio::spawn(task.run());
+    Ok(result)
+}
+
+/// Goes on with a migration of an earlier agent.
+pub(super) fn restore(shared: &Arc<Shared>, record: Record) {
+    let Record { id, vm, peer, phase } = record;
+    let Some(machine) = shared.vms.machine_or_copy(vm) else { return shared.book.remove(id) };
+    let Some(state) = Source::restore(shared.vms.now(), id, phase) else { return };
+    let (news_sender, news) = mpsc::channel(NEWS_MAX);
+    machine.set_mover(Some(news_sender));
+    let (sender, inbox) = shared.enter(id, vm, peer);
+    let mut task = Task::new(shared.clone(), id, peer, state, machine, (sender, inbox, news));
+    task.dial_at = Some(tokio::time::Instant::now());
+    tokio::spawn(async move {
+        if phase == Phase::Given {
+            let left = match task.machine.live() {
+                Some(live) => hypervisor::what_is_left(&live.qmp).await,
+                None => SourceInput::Ended,
+            };
+            task.hear(left);
+        }
+        task.run().await;
+    });
+}
+
+type Channels = (mpsc::Sender<Inbox>, mpsc::Receiver<Inbox>, mpsc::Receiver<News>);
+
+impl Task {
+    fn new(
+        shared: Arc<Shared>,
+        id: MigrationId,
+        peer: HostId,
+        state: Source,
+        machine: Arc<Machine>,
+        (sender, inbox, news): Channels,
+    ) -> Self {
+        let times = Times::new(shared.vms.now());
+        Self {
+            shared,
+            id,
+            peer,
+            state,
+            machine,
+            inbox,
+            sender,
+            news,
+            line: None,
+            lines: 0,
+            dial_at: None,
+            bandwidth: None,
+            networks: Vec::new(),
+            is_sending: false,
+            is_finishing_mirror: false,
+            post_copy: false,
+            times,
+            counts: Counts::default(),
+            progress: watch::Sender::default(),
+            done: None,
+            outcome: None,
+        }
+    }
+
+    async fn run(mut self) {
+        let mut figures = tokio::time::interval(FIGURES_INTERVAL);
+        loop {
+            while let Some(effect) = self.state.poll_effect() {
+                self.carry_out(effect).await;
+            }
+            if self.state.is_done() {
+                break;
+            }
+            let timer = self.shared.vms.parts.clock.deadline(self.state.poll_timeout().unwrap_or_else(far));
+            let (is_dialling, dial_at) =
+                (self.dial_at.is_some(), self.dial_at.unwrap_or_else(tokio::time::Instant::now));
+            tokio::select! {
+                Some(told) = self.inbox.recv() => self.on_inbox(told).await,
+                Some(news) = self.news.recv() => self.on_news(&news).await,
+                () = tokio::time::sleep_until(timer.into()) => self.hear(SourceInput::Timeout),
+                () = tokio::time::sleep_until(dial_at), if is_dialling => {
+                    self.dial_at = None;
+                    self.shared.dial(self.peer, Purpose::FromSource, self.id, self.sender.clone());
+                }
+                _ = figures.tick(), if self.is_sending => self.follow_figures().await,
+            }
+        }
+        self.tell_result().await;
+        self.shared.sessions().remove(&self.id);
+    }
+
+    fn hear(&mut self, input: SourceInput) {
+        let now = self.shared.vms.now();
+        tracing::debug!(vm = %self.machine.spec().name, "Migration hears {input:?}");
+        self.state.handle(now, input);
+    }
+
+    fn live(&self) -> Option<Live> {
+        self.machine.live()
+    }
+
+    async fn on_inbox(&mut self, told: Inbox) {
+        match told {
+            Inbox::Line(stream) => {
+                self.lines += 1;
+                self.dial_at = None;
+                self.line = Some(Line::start(*stream, self.lines, self.sender.clone()));
+                self.hear(SourceInput::PeerFound);
+            }
+            Inbox::NoLine => self.dial_at = Some(tokio::time::Instant::now() + DIAL_INTERVAL),
+            Inbox::Lost(generation) if self.line.as_ref().is_some_and(|line| line.generation == generation) => {
+                self.line = None;
+                self.dial_at = Some(tokio::time::Instant::now());
+                self.hear(SourceInput::PeerLost);
+            }
+            Inbox::Said(bytes) => self.on_message(&bytes),
+            Inbox::Cancel(reply) if self.state.is_cancellable() => {
+                self.hear(SourceInput::Cancel);
+                reply.send(Ok(())).ok();
+            }
+            Inbox::Cancel(reply) => {
+                reply.send(Err("the target has it already, or it stays anyway")).ok();
+            }
+            Inbox::Resolve(verdict) => self.hear(SourceInput::Resolve(verdict)),
+            Inbox::Lost(_) | Inbox::Prepared(_) => {}
+        }
+    }
+
+    fn on_message(&mut self, bytes: &[u8]) {
+        match ToSource::decode(bytes) {
+            Ok(message) => {
+                if matches!(message, ToSource::Taken { .. }) {
+                    self.times.taken.get_or_insert(self.shared.vms.now());
+                }
+                self.hear(SourceInput::Said(message));
+            }
+            Err(error) => tracing::warn!(host = %self.peer, "Can't understand the target of a migration: {error}"),
+        }
+    }
+
+    async fn on_news(&mut self, news: &News) {
+        let live = self.live();
+        match hypervisor::source_news(live.as_ref().map(|live| &live.qmp), news).await {
+            SourceNews::Input(input) => self.hear(input),
+            SourceNews::MirrorEnded(None) if self.is_finishing_mirror => self.on_disk_whole().await,
+            SourceNews::MirrorEnded(why) => {
+                let why = why.unwrap_or_else(|| "it ended by itself".into());
+                self.hear(SourceInput::Broken(format!("the disk could not be copied: {why}")));
+            }
+            SourceNews::Nothing => {}
+        }
+    }
+
+    async fn on_disk_whole(&mut self) {
+        let Some(live) = self.live() else { return };
+        match hypervisor::release_mirror(&live.qmp).await {
+            Ok(()) => self.hear(SourceInput::DiskWhole),
+            Err(error) => self.hear(SourceInput::Broken(error.to_string())),
+        }
+    }
+
+    async fn follow_figures(&mut self) {
+        let Some(live) = self.live() else { return };
+        let Some(figures) = hypervisor::figures(&live.qmp).await else { return };
+        let disk = hypervisor::mirrored(&live.qmp).await;
+        self.counts.bytes.disk = disk.unwrap_or(self.counts.bytes.disk);
+        self.counts.bytes.memory = figures.transferred;
+        self.progress.send_modify(|progress| {
+            progress.disk_bytes = self.counts.bytes.disk;
+            progress.memory_bytes = figures.transferred;
+            progress.remaining_bytes = figures.remaining;
+            progress.rate_bytes_s = figures.rate;
+            progress.dirty_bytes_s = figures.dirty;
+            let gain = figures.rate.saturating_sub(figures.dirty);
+            progress.estimate_s = figures.remaining.checked_div(gain);
+        });
+        if hypervisor::is_diverging(&figures) {
+            self.hear(SourceInput::Diverging);
+        }
+    }
+
+    async fn carry_out(&mut self, effect: SourceEffect) {
+        tracing::debug!(vm = %self.machine.spec().name, "Migration does {effect:?}");
+        match effect {
+            SourceEffect::Persist(phase) => self.persist(phase).await,
+            SourceEffect::Forget => self.shared.book.remove(self.id),
+            SourceEffect::Send(message) => self.say(&message),
+            SourceEffect::Mirror => {
+                let files = &self.machine.files;
+                let bridged = self.bridge(&files.mirror_socket(), Purpose::Disk);
+                self.try_qmp(bridged, async |live: Live, task: &Self| {
+                    hypervisor::mirror(&live.qmp, &task.machine.files, task.bandwidth).await
+                })
+                .await;
+            }
+            SourceEffect::SendMemory { post_copy } => {
+                self.is_sending = true;
+                let bridged = self.bridge(&self.machine.files.memory_socket(), Purpose::Memory);
+                self.try_qmp(bridged, async |live: Live, task: &Self| {
+                    let terms = Terms { post_copy, bandwidth: task.bandwidth };
+                    hypervisor::send_memory(&live.qmp, &task.machine.files, terms).await
+                })
+                .await;
+            }
+            SourceEffect::BeginPostCopy => {
+                self.post_copy = true;
+                self.try_qmp(Ok(()), async |live: Live, _: &Self| hypervisor::begin_post_copy(&live.qmp).await).await;
+            }
+            SourceEffect::ClosePorts => self.close_ports().await,
+            SourceEffect::FinishMirror => {
+                self.is_finishing_mirror = true;
+                if let Some(live) = self.live() {
+                    self.counts.bytes.disk = hypervisor::mirrored(&live.qmp).await.unwrap_or_default();
+                }
+                self.try_qmp(Ok(()), async |live: Live, _: &Self| hypervisor::finish_mirror(&live.qmp).await).await;
+            }
+            SourceEffect::Continue => {
+                self.try_qmp(Ok(()), async |live: Live, _: &Self| hypervisor::go_on(&live.qmp).await).await;
+            }
+            SourceEffect::HandOver => self.hand_over().await,
+            SourceEffect::TakeBack => self.take_back().await,
+            SourceEffect::Erase => self.erase().await,
+            SourceEffect::Tell(notice) => self.tell(&notice),
+            SourceEffect::Done(outcome) => self.on_done(outcome),
+        }
+    }
+
+    async fn persist(&mut self, phase: Phase) {
+        let record = Record { id: self.id, vm: self.machine.spec().id.0, peer: self.peer, phase };
+        if let Err(error) = self.shared.persist(record).await {
+            tracing::warn!("Can't write what became of a migration: {error:#}");
+            self.hear(SourceInput::NotPersisted(format!("the source could not write: {error:#}")));
+        }
+    }
+
+    fn say(&mut self, message: &ToTarget) {
+        if matches!(message, ToTarget::Go { .. }) {
+            self.times.given.get_or_insert(self.shared.vms.now());
+        }
+        if let Some(line) = &self.line {
+            line.say(message.encode());
+        }
+    }
+
+    fn bridge(&self, socket: &std::path::Path, purpose: Purpose) -> anyhow::Result<()> {
+        line::bridge(socket, self.shared.streams.clone(), self.peer, purpose, self.id)
+    }
+
+    /// Tells QEMU something; what it refuses breaks the migration.
+    async fn try_qmp(
+        &mut self,
+        before: anyhow::Result<()>,
+        call: impl AsyncFnOnce(Live, &Self) -> Result<(), QmpError>,
+    ) {
+        let result = match (before, self.live()) {
+            (Err(error), _) => Err(format!("{error:#}")),
+            (Ok(()), None) => Err("the VM's process is gone".into()),
+            (Ok(()), Some(live)) => call(live, self).await.map_err(|error| error.to_string()),
+        };
+        if let Err(why) = result {
+            self.hear(SourceInput::Broken(why));
+        }
+    }
+
+    async fn close_ports(&mut self) {
+        self.times.closed.get_or_insert(self.shared.vms.now());
+        let Some(live) = self.live() else { return };
+        let spec = self.machine.spec();
+        for nic in &spec.nics {
+            match self.shared.vms.parts.sockets.close(nic, live.process.mark().pid).await {
+                Ok(network) => self.networks.push((network, nic.mac.0)),
+                Err(error) => tracing::warn!(vm = %spec.name, "Can't unplug an interface: {error}"),
+            }
+        }
+    }
+
+    /// Signs the addresses over; a handoff that is lost is asked for again by the target's switch.
+    async fn hand_over(&mut self) {
+        let (networks, to) = (self.networks.clone(), self.peer);
+        let sign = self.shared.engine.call(move |switch, now| {
+            let signed = networks.iter().filter_map(|(network, mac)| switch.hand_over(now.mono, *network, *mac, to));
+            signed.collect::<Vec<Claim>>()
+        });
+        let claims = sign.await.unwrap_or_default();
+        self.hear(SourceInput::HandedOver(claims));
+    }
+
+    async fn take_back(&mut self) {
+        self.is_sending = false;
+        if let Some(live) = self.live() {
+            for nic in &self.machine.spec().nics {
+                let sockets = &self.shared.vms.parts.sockets;
+                if let Err(error) = sockets.plug_prepared(nic).await {
+                    tracing::warn!("Can't plug an interface in again: {error}");
+                }
+                if let Err(error) = sockets.readdress(nic).await {
+                    tracing::warn!("Can't claim an address again: {error}");
+                }
+            }
+            if let Err(error) = hypervisor::take_back(&live).await {
+                tracing::warn!(vm = %self.machine.spec().name, "A VM that stays does not go on: {error}");
+            }
+        }
+        self.shared.vms.end_move(&self.machine).await;
+        self.hear(SourceInput::TakenBack);
+    }
+
+    async fn erase(&mut self) {
+        self.is_sending = false;
+        if let Some(live) = self.live()
+            && let Some(figures) = hypervisor::figures(&live.qmp).await
+        {
+            self.counts.bytes.memory = figures.transferred;
+            self.counts.downtime_ms = figures.downtime_ms;
+        }
+        self.counts.source = self.count().await;
+        self.shared.vms.erase(&self.machine).await;
+    }
+
+    async fn count(&self) -> MoveCounts {
+        let networks = self.networks.clone();
+        let counted = self
+            .shared
+            .engine
+            .call(move |switch, _| sum(networks.iter().map(|(network, mac)| switch.move_counts(*network, *mac))));
+        counted.await.unwrap_or_default()
+    }
+
+    fn tell(&self, notice: &Notice) {
+        let spec = self.machine.spec();
+        let (vm, name, to) = (spec.id, spec.name.to_string(), Text(self.peer));
+        match notice {
+            Notice::Step(step) => {
+                tracing::info!(vm = name, to = %self.peer, "Migration: {}", step.name());
+                self.progress.send_modify(|progress| progress.phase = step.name().into());
+                let phase = step.name().to_owned();
+                self.shared.vms.tell(EventKind::VmMigrating { vm, name, to, phase });
+            }
+            Notice::InDoubt | Notice::Shelved => {
+                tracing::warn!(
+                    vm = name,
+                    "The host that the VM went to does not answer, and nobody knows whether it runs there. If that \
+                     host is gone for good: virtuoso vm migrate {name} --resolve here"
+                );
+                self.shared.vms.tell(EventKind::VmInDoubt { vm, name, host: to });
+            }
+        }
+    }
+
+    fn on_done(&mut self, outcome: Outcome) {
+        let spec = self.machine.spec();
+        if let Outcome::Stayed(why) = &outcome {
+            tracing::info!(vm = %spec.name, "A VM stays: {why}");
+            let (vm, name, reason) = (spec.id, spec.name.to_string(), why.clone());
+            self.shared.vms.tell(EventKind::VmStayed { vm, name, reason: reason.clone() });
+            if let Some(done) = self.done.take() {
+                done.send(Err(reason)).ok();
+            }
+        }
+        self.outcome = Some(outcome);
+    }
+
+    /// The last word to whoever asked, once the target has counted.
+    async fn tell_result(&mut self) {
+        let (Some(done), Some(Outcome::Moved(arrival))) = (self.done.take(), self.outcome.take()) else { return };
+        let total = self.shared.vms.now().since(self.times.begun);
+        self.counts.target = tokio::time::timeout(COUNT_TIME_MAX, self.await_counts()).await.unwrap_or_default();
+        self.counts.source_later = self.count().await;
+        let report = self.report(&arrival, total);
+        self.shared.vms.tell(EventKind::VmMigrated { vm: self.machine.spec().id, report: report.clone() });
+        done.send(Ok(report)).ok();
+    }
+
+    async fn await_counts(&mut self) -> MoveCounts {
+        while let Some(told) = self.inbox.recv().await {
+            let Inbox::Said(bytes) = told else { continue };
+            if let Ok(ToSource::Counted { buffered, arrived, lost, .. }) = ToSource::decode(&bytes) {
+                return MoveCounts { buffered, arrived, lost, forwarded: 0 };
+            }
+        }
+        MoveCounts::default()
+    }
+
+    fn report(&self, arrival: &Arrival, total: Duration) -> MigrationReport {
+        let Counts { source, target, bytes, downtime_ms, .. } = self.counts;
+        MigrationReport {
+            name: self.machine.spec().name.to_string(),
+            to: Text(self.peer),
+            host_name: String::new(),
+            total_ms: milliseconds(total),
+            downtime_ms,
+            blackout_ms: milliseconds(self.times.blackout(arrival)),
+            frames_forwarded: source.forwarded,
+            frames_buffered: source.buffered + target.buffered,
+            frames_lost: self.counts.lost(),
+            frames_duplicated: self.counts.duplicated(),
+            post_copy: self.post_copy,
+            bytes,
+        }
+    }
+}
+
+/// A time that does not come.
+pub(super) fn far() -> virtuoso_overlay::time::Instant {
+    virtuoso_overlay::time::Instant(u64::MAX / 2)
+}

@@ -1,0 +1,366 @@
+//! The task of a migration on the host that gets the VM.
+
+use super::super::machine::{Machine, News};
+use super::super::qmp::QmpError;
+use super::definition::Definition;
+use super::hypervisor;
+use super::line::{Line, Purpose};
+use super::report::sum;
+use super::{Inbox, Shared};
+use crate::events::EventKind;
+use crate::swarm::streams::Stream;
+use crate::text::Text;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use virtuoso_overlay::claims::Claim;
+use virtuoso_overlay::ids::{HostId, VmId};
+use virtuoso_overlay::migrate::{
+    MigrationId, Notice, Offer, Phase, PostCopy, Record, Target, TargetEffect, TargetInput, ToSource, ToTarget,
+};
+
+/// The source connects; only when it does not, this host tries.
+const DIAL_INTERVAL: Duration = Duration::from_secs(3);
+/// News of a process that wait.
+const NEWS_MAX: usize = 256;
+
+/// A copy that waits.
+pub(super) struct Prepared {
+    machine: Arc<Machine>,
+    post_copy: bool,
+}
+
+struct Task {
+    shared: Arc<Shared>,
+    id: MigrationId,
+    vm: VmId,
+    peer: HostId,
+    state: Target,
+    offer: Option<Offer>,
+    machine: Option<Arc<Machine>>,
+    inbox: mpsc::Receiver<Inbox>,
+    sender: mpsc::Sender<Inbox>,
+    news: mpsc::Receiver<News>,
+    news_sender: mpsc::Sender<News>,
+    line: Option<Line>,
+    lines: u64,
+    dial_at: Option<tokio::time::Instant>,
+    is_preparing: bool,
+}
+
+/// Takes an offer.
+pub(super) async fn begin(shared: &Arc<Shared>, peer: HostId, offer: Offer, stream: Stream) -> anyhow::Result<()> {
+    let (id, vm) = (offer.id, offer.vm);
+    let state = Target::new(shared.vms.now(), id);
+    let mut task = Task::new(shared.clone(), id, vm, peer, state);
+    task.line = Some(Line::start(stream, 0, task.sender.clone()));
+    task.offer = Some(offer);
+    tokio::spawn(task.run());
+    Ok(())
+}
+
+/// Goes on with a migration of an earlier agent.
+pub(super) fn restore(shared: &Arc<Shared>, record: Record) {
+    let Record { id, vm, peer, phase } = record;
+    let shared = shared.clone();
+    tokio::spawn(async move {
+        let machine = shared.vms.machine_or_copy(vm);
+        let is_whole = match machine.as_ref().and_then(|machine| machine.live()) {
+            Some(live) => hypervisor::is_whole(&live.qmp).await,
+            None => false,
+        };
+        let Some(state) = Target::restore(shared.vms.now(), id, phase, is_whole) else { return };
+        let mut task = Task::new(shared, id, vm, peer, state);
+        if let Some(machine) = &machine
+            && phase == Phase::Preparing
+        {
+            machine.set_mover(Some(task.news_sender.clone()));
+        }
+        task.machine = machine;
+        task.dial_at = Some(tokio::time::Instant::now());
+        task.run().await;
+    });
+}
+
+impl Task {
+    fn new(shared: Arc<Shared>, id: MigrationId, vm: VmId, peer: HostId, state: Target) -> Self {
+        let (sender, inbox) = shared.enter(id, vm, peer);
+        let (news_sender, news) = mpsc::channel(NEWS_MAX);
+        let (offer, machine, line) = (None, None, None);
+        let (lines, dial_at) = (0, None);
+        Self {
+            shared,
+            id,
+            vm,
+            peer,
+            state,
+            offer,
+            machine,
+            inbox,
+            sender,
+            news,
+            news_sender,
+            line,
+            lines,
+            dial_at,
+            is_preparing: false,
+        }
+    }
+
+    async fn run(mut self) {
+        loop {
+            while let Some(effect) = self.state.poll_effect() {
+                self.carry_out(effect).await;
+            }
+            if self.state.is_done() {
+                break;
+            }
+            let due = self.state.poll_timeout().unwrap_or_else(super::source::far);
+            let timer = self.shared.vms.parts.clock.deadline(due);
+            let (is_dialling, dial_at) =
+                (self.dial_at.is_some(), self.dial_at.unwrap_or_else(tokio::time::Instant::now));
+            tokio::select! {
+                Some(told) = self.inbox.recv() => self.on_inbox(told).await,
+                Some(news) = self.news.recv() => {
+                    if let Some(input) = hypervisor::target_news(&news) {
+                        self.hear(input);
+                    }
+                }
+                () = tokio::time::sleep_until(timer.into()) => self.hear(TargetInput::Timeout),
+                () = tokio::time::sleep_until(dial_at), if is_dialling => {
+                    self.dial_at = None;
+                    self.shared.dial(self.peer, Purpose::FromTarget, self.id, self.sender.clone());
+                }
+            }
+        }
+        self.shared.sessions().remove(&self.id);
+    }
+
+    fn hear(&mut self, input: TargetInput) {
+        let now = self.shared.vms.now();
+        tracing::debug!(vm = %self.vm, "Migration hears {input:?}");
+        self.state.handle(now, input);
+    }
+
+    async fn on_inbox(&mut self, told: Inbox) {
+        match told {
+            Inbox::Line(stream) => {
+                self.lines += 1;
+                self.dial_at = None;
+                self.line = Some(Line::start(*stream, self.lines, self.sender.clone()));
+                self.hear(TargetInput::PeerFound);
+            }
+            Inbox::NoLine => self.dial_at = Some(tokio::time::Instant::now() + DIAL_INTERVAL),
+            Inbox::Lost(generation) if self.line.as_ref().is_some_and(|line| line.generation == generation) => {
+                self.line = None;
+                self.dial_at = Some(tokio::time::Instant::now() + DIAL_INTERVAL);
+                self.hear(TargetInput::PeerLost);
+            }
+            Inbox::Said(bytes) => self.on_message(&bytes).await,
+            Inbox::Prepared(Ok(prepared)) => {
+                self.is_preparing = false;
+                let post_copy = prepared.post_copy;
+                self.machine = Some(prepared.machine);
+                self.hear(TargetInput::Prepared { post_copy });
+            }
+            Inbox::Prepared(Err(error)) => {
+                self.is_preparing = false;
+                self.hear(TargetInput::Broken(format!("{error:#}")));
+            }
+            Inbox::Resolve(verdict) => self.hear(TargetInput::Resolve(verdict)),
+            Inbox::Cancel(reply) => {
+                reply.send(Err("ask the host that the VM comes from")).ok();
+            }
+            Inbox::Lost(_) => {}
+        }
+    }
+
+    async fn on_message(&mut self, bytes: &[u8]) {
+        match ToTarget::decode(bytes) {
+            Ok(message) => {
+                if matches!(message, ToTarget::Finish { .. }) {
+                    self.tell_counts().await;
+                }
+                self.hear(TargetInput::Said(message));
+            }
+            Err(error) => tracing::warn!(host = %self.peer, "Can't understand the source of a migration: {error}"),
+        }
+    }
+
+    /// What the source can't know for its report.
+    async fn tell_counts(&self) {
+        let Some(machine) = &self.machine else { return };
+        let nics = machine.spec().nics;
+        let Ok(addresses) = self.shared.vms.parts.sockets.addresses(&nics).await else { return };
+        let counted = self
+            .shared
+            .engine
+            .call(move |switch, _| sum(addresses.iter().map(|(network, mac)| switch.move_counts(*network, *mac))));
+        let Ok(counts) = counted.await else { return };
+        let (buffered, arrived, lost) = (counts.buffered, counts.arrived, counts.lost);
+        self.say(&ToSource::Counted { id: self.id, buffered, arrived, lost });
+    }
+
+    fn say(&self, message: &ToSource) {
+        if let Some(line) = &self.line {
+            line.say(message.encode());
+        }
+    }
+
+    async fn carry_out(&mut self, effect: TargetEffect) {
+        tracing::debug!(vm = %self.vm, "Migration does {effect:?}");
+        match effect {
+            TargetEffect::Persist(phase) => {
+                let record = Record { id: self.id, vm: self.vm, peer: self.peer, phase };
+                if let Err(error) = self.shared.persist(record).await {
+                    self.hear(TargetInput::NotPersisted(format!("the target could not write: {error:#}")));
+                }
+            }
+            TargetEffect::Forget => self.shared.book.remove(self.id),
+            TargetEffect::Send(message) => self.say(&message),
+            TargetEffect::Prepare => self.prepare(),
+            TargetEffect::Resume => self.resume().await,
+            TargetEffect::OpenPorts(handoffs) => self.open_ports(handoffs).await,
+            TargetEffect::Adopt => self.adopt().await,
+            TargetEffect::Drop => {
+                // A copy that is still being made is dropped when it is there.
+                if let Some(machine) = self.finished_copy().await {
+                    self.end_expectation(&machine).await;
+                    self.shared.vms.erase(&machine).await;
+                }
+                self.hear(TargetInput::Dropped);
+            }
+            TargetEffect::Shelve => {
+                if let Some(machine) = self.machine.take()
+                    && let Err(error) = self.shared.vms.shelve(&machine).await
+                {
+                    tracing::warn!("Can't put a copy aside: {error:#}");
+                }
+                self.hear(TargetInput::Dropped);
+            }
+            TargetEffect::Tell(notice) => self.tell(&notice),
+        }
+    }
+
+    fn prepare(&mut self) {
+        let Some(offer) = self.offer.clone() else { return };
+        self.is_preparing = true;
+        let (shared, news, inbox) = (self.shared.clone(), self.news_sender.clone(), self.sender.clone());
+        let host = self.peer;
+        tokio::spawn(async move {
+            inbox.send(Inbox::Prepared(prepare(&shared, host, offer, news).await)).await.ok();
+        });
+    }
+
+    async fn finished_copy(&mut self) -> Option<Arc<Machine>> {
+        while self.is_preparing {
+            match self.inbox.recv().await? {
+                Inbox::Prepared(prepared) => {
+                    self.is_preparing = false;
+                    self.machine = prepared.ok().map(|prepared| prepared.machine);
+                }
+                Inbox::Line(stream) => {
+                    self.lines += 1;
+                    self.line = Some(Line::start(*stream, self.lines, self.sender.clone()));
+                }
+                _ => {}
+            }
+        }
+        self.machine.take().or_else(|| self.shared.vms.machine_or_copy(self.vm))
+    }
+
+    async fn resume(&mut self) {
+        let Some(live) = self.machine.as_ref().and_then(|machine| machine.live()) else {
+            return self.hear(TargetInput::NotResumed("the machine at the target ended".into()));
+        };
+        let spec = self.machine.as_ref().map(|machine| machine.spec());
+        for nic in spec.iter().flat_map(|spec| &spec.nics) {
+            // Now, and not when the guest runs: it may have something to say at once.
+            if let Err(error) = self.shared.vms.parts.sockets.plug_prepared(nic).await {
+                tracing::warn!(vm = %self.vm, "Can't plug an interface in: {error}");
+            }
+        }
+        match live.qmp.run("cont").await {
+            Err(QmpError::Refused { reason, .. }) => self.hear(TargetInput::NotResumed(reason)),
+            // Without an answer it may have run.
+            Ok(_) | Err(_) => self.hear(TargetInput::Resumed),
+        }
+    }
+
+    async fn open_ports(&mut self, handoffs: Vec<Claim>) {
+        if let Some(machine) = &self.machine {
+            for nic in &machine.spec().nics {
+                if let Err(error) = self.shared.vms.parts.sockets.take_over(nic, handoffs.clone()).await {
+                    tracing::warn!(vm = %machine.spec().name, "Can't claim an address: {error}");
+                }
+            }
+        }
+        self.hear(TargetInput::Opened);
+    }
+
+    async fn end_expectation(&self, machine: &Machine) {
+        // Without a core the agent is stopping.
+        self.shared.vms.parts.sockets.end_expectation(&machine.spec().nics).await.ok();
+    }
+
+    async fn adopt(&self) {
+        let Some(machine) = &self.machine else { return };
+        self.end_expectation(machine).await;
+        self.shared.vms.adopt_copy(machine).await;
+        for nic in &machine.spec().nics {
+            // Last, because it takes long: what leaves the host is watched by the switch meanwhile.
+            self.shared.vms.parts.sockets.readdress(nic).await.ok();
+        }
+        if let Some(live) = machine.live() {
+            hypervisor::close_arrival(&live.qmp, &machine.files).await;
+        }
+    }
+
+    fn tell(&self, notice: &Notice) {
+        let Some(spec) = self.machine.as_ref().map(|machine| machine.spec()) else { return };
+        let (vm, name) = (spec.id, spec.name.to_string());
+        match notice {
+            Notice::Step(step) => {
+                tracing::info!(vm = name, from = %self.peer, "Migration: {}", step.name());
+                self.shared.vms.tell(EventKind::VmArrived { vm, name, from: Text(self.peer) });
+            }
+            Notice::InDoubt => {
+                tracing::warn!(
+                    vm = name,
+                    "The host that the VM comes from does not answer, and its copy here is whole. If that host is gone \
+                     for good: virtuoso vm migrate {name} --resolve here --host THIS-HOST"
+                );
+                self.shared.vms.tell(EventKind::VmInDoubt { vm, name, host: Text(self.peer) });
+            }
+            Notice::Shelved => {
+                let reason = "The copy that ran here was ended by a verdict at the host it came from".into();
+                self.shared.vms.tell(EventKind::VmStayed { vm, name, reason });
+            }
+        }
+    }
+}
+
+async fn prepare(
+    shared: &Arc<Shared>,
+    host: HostId,
+    offer: Offer,
+    news: mpsc::Sender<News>,
+) -> anyhow::Result<Prepared> {
+    let Definition { spec, .. } = Definition::decode(&offer.definition)?;
+    anyhow::ensure!(spec.id.0 == offer.vm, "The definition is that of another VM");
+    shared.vms.check_arrival().await?;
+    let machine = shared.vms.receive(spec, news).await?;
+    let ready = async {
+        shared.vms.parts.sockets.expect(&machine.spec().nics, host).await?;
+        let live = machine.live().ok_or_else(|| anyhow::anyhow!("QEMU ended at once"))?;
+        let wants_post_copy = offer.post_copy != PostCopy::Never;
+        Ok(hypervisor::await_arrival(&live.qmp, &machine.files, offer.has_disk, wants_post_copy).await?)
+    };
+    match ready.await {
+        Ok(post_copy) => Ok(Prepared { machine, post_copy }),
+        Err(error) => {
+            shared.vms.erase(&machine).await;
+            Err(error)
+        }
+    }
+}

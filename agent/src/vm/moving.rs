@@ -1,0 +1,177 @@
+//! VMs that come from another host or go there: copies that may not run yet, or not any more. Which of them may run is
+//! decided in `overlay::migrate`; what it says is done here.
+
+use super::disk;
+use super::error::VmError;
+use super::machine::{Machine, News};
+use super::process::Process;
+use super::spec::Spec;
+use super::store::Record;
+use super::supervisor::{clean_up, on_end};
+use super::vms::{Vms, limit};
+use crate::name::Name;
+use anyhow::Context;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+use virtuoso_overlay::ids::VmId;
+use virtuoso_overlay::migrate::Phase;
+use virtuoso_overlay::table::VmState;
+use virtuoso_overlay::vm::lifecycle::Denied;
+use virtuoso_overlay::vm::reservations::Reserved;
+
+/// A migration that was under way when the agent ended, as far as its VM is concerned.
+#[derive(Clone, Copy, Debug)]
+pub struct Move {
+    /// The VM.
+    pub vm: VmId,
+    /// What was decided.
+    pub phase: Phase,
+}
+
+impl Vms {
+    /// A VM that is about to leave: from now on `mover` hears what its process does, and nobody else may change it.
+    pub(super) async fn begin_move(&self, name: &Name, mover: mpsc::Sender<News>) -> anyhow::Result<Arc<Machine>> {
+        let machine = self.find(name)?;
+        let _turn = machine.turn.lock().await;
+        let denied = |why| VmError::Denied { name: name.clone(), verb: "migrate", why };
+        match machine.state() {
+            VmState::Migrating => return Err(denied(Denied::Migrating).into()),
+            VmState::Running if machine.live().is_some() => {}
+            _ => return Err(denied(Denied::NotRunning).into()),
+        }
+        machine.set_mover(Some(mover));
+        self.set_state(&machine, VmState::Migrating).await;
+        Ok(machine.clone())
+    }
+
+    /// The VM is this host's own again, like any other; what its process does says in which state.
+    pub(super) async fn end_move(self: &Arc<Self>, machine: &Arc<Machine>) {
+        machine.set_mover(None);
+        let Some(live) = machine.live() else {
+            return on_end(self, machine, Some("Its process ended while it was on its way to another host".into()))
+                .await;
+        };
+        let status = live.qmp.run("query-status").await.ok();
+        let status = status.as_ref().and_then(|status| status.get("status")).and_then(|status| status.as_str());
+        self.set_state(machine, if status == Some("running") { VmState::Running } else { VmState::Paused }).await;
+    }
+
+    /// Makes a copy of a VM that will get its disk and memory from another host.
+    pub(super) async fn receive(
+        self: &Arc<Self>,
+        spec: Spec,
+        mover: mpsc::Sender<News>,
+    ) -> anyhow::Result<Arc<Machine>> {
+        let (id, name) = (spec.id.0, spec.name.clone());
+        anyhow::ensure!(!self.machines().contains_key(&id), "The VM is on this host already");
+        let room = self.parts.core.call(|core| core.vm_room()).await?;
+        let reserved = self.reservations().reserve(id, &name, spec.share(), room);
+        let reserved = reserved.map_err(|refusal| VmError::NoRoom(name, refusal))?;
+        anyhow::ensure!(reserved == Reserved::New, "Another migration brings this VM here already");
+        let received = self.lay_out(&spec, mover).await;
+        if received.is_err() {
+            self.discard(id).await;
+        }
+        received
+    }
+
+    async fn lay_out(self: &Arc<Self>, spec: &Spec, mover: mpsc::Sender<News>) -> anyhow::Result<Arc<Machine>> {
+        let _making = self.making.read().await;
+        let files = self.store.create(spec.id.0)?;
+        let base = disk::base(spec, &self.parts.images).await?;
+        if spec.disk_bytes > 0 {
+            disk::make(spec, &files, base.as_ref()).await?;
+        }
+        let record = Record { spec: spec.clone(), process: None, crash: None };
+        files.write(&record)?;
+        let machine = Machine::new(files, record, VmState::Migrating);
+        machine.set_mover(Some(mover));
+        self.copies().insert(spec.id.0, machine.clone());
+        let launched = async {
+            let qmp = self.launch_paused(&machine, spec, true).await?;
+            self.load_drive(&machine, &qmp).await;
+            anyhow::Ok(limit(&qmp, spec).await?)
+        };
+        if let Err(error) = launched.await {
+            self.end_process(&machine).await;
+            clean_up(&machine);
+            return Err(error);
+        }
+        Ok(machine)
+    }
+
+    /// The process of a copy of an earlier run. It claims no address and is not begun again.
+    pub(super) async fn take_over_copy(self: &Arc<Self>, mut record: Record, phase: Phase) {
+        let spec = record.spec.clone();
+        self.reservations().restore(spec.id.0, &spec.name, spec.share());
+        let process = record.process.map(Process::open).transpose().ok().flatten().flatten();
+        if process.is_none() {
+            record.process = None;
+        }
+        let machine = Machine::new(self.store.files(spec.id.0), record, VmState::Migrating);
+        if phase == Phase::Given {
+            self.machines().insert(spec.id.0, machine.clone());
+        } else {
+            self.copies().insert(spec.id.0, machine.clone());
+        }
+        let Some(process) = process else { return };
+        // Until its migration listens, nobody does.
+        machine.set_mover(Some(mpsc::channel(1).0));
+        let adopted = async {
+            let base = disk::base(&spec, &self.parts.images).await?;
+            self.follow(&machine, &Arc::new(process), base).await
+        };
+        if let Err(error) = adopted.await {
+            tracing::warn!(vm = %spec.name, "Can't take over the copy of a VM: {error:#}");
+        }
+    }
+
+    /// A VM of this host, or a copy of one.
+    pub(super) fn machine_or_copy(&self, id: VmId) -> Option<Arc<Machine>> {
+        let known = self.machines().get(&id).cloned();
+        known.or_else(|| self.copies().get(&id).cloned())
+    }
+
+    /// A copy is the VM from now on, which runs on this host.
+    pub(super) async fn adopt_copy(self: &Arc<Self>, machine: &Arc<Machine>) {
+        let id = machine.spec().id.0;
+        self.copies().remove(&id);
+        self.machines().insert(id, machine.clone());
+        self.end_move(machine).await;
+    }
+
+    /// Removes a copy, or a VM that has left: its process, its disk, its definition.
+    pub(super) async fn erase(&self, machine: &Arc<Machine>) {
+        self.end_process(machine).await;
+        let spec = machine.spec();
+        self.parts.sockets.release(&spec.nics).await;
+        self.discard(spec.id.0).await;
+    }
+
+    /// Ends a copy that has run and whose VM runs elsewhere; its files stay aside.
+    pub(super) async fn shelve(&self, machine: &Arc<Machine>) -> anyhow::Result<()> {
+        self.end_process(machine).await;
+        let spec = machine.spec();
+        self.parts.sockets.release(&spec.nics).await;
+        let dir = machine.files.dir();
+        let aside = self.parts.state_dir.join("shelved");
+        std::fs::create_dir_all(&aside).with_context(|| format!("Can't create {}", aside.display()))?;
+        let aside = aside.join(spec.id.to_string());
+        std::fs::rename(dir, &aside).with_context(|| format!("Can't move {} to {}", dir.display(), aside.display()))?;
+        tracing::warn!(vm = %spec.name, "The copy that ran here is kept in {}", aside.display());
+        self.discard(spec.id.0).await;
+        Ok(())
+    }
+
+    async fn end_process(&self, machine: &Arc<Machine>) {
+        if let Some(mut live) = machine.live() {
+            live.end();
+            live.wait_ended().await;
+        }
+    }
+
+    async fn discard(&self, id: VmId) {
+        self.copies().remove(&id);
+        self.forget(id).await;
+    }
+}
