@@ -137,7 +137,7 @@ test: ## All that CI runs: packages, check, unit tests, simulator, testbed
 	@echo "test: everything passed"
 
 .PHONY: demo
-demo: lab-deps ## Three hosts on this machine become one pool, step by step
+demo: lab-deps ## Three hosts on this machine become one pool and run VMs, step by step
 	$(CARGO) build --locked -p virtuoso -p virtuoso-testbed
 	$(TARGET)/debug/testbed demo
 

@@ -11,7 +11,12 @@ use crate::sys;
 
 /// Runs `command` to its end; its stdout, or an error that carries its stderr.
 pub(crate) fn run(command: &mut Command) -> Result<String> {
-    let output = output(command)?;
+    run_within(command, RUN_TIME_MAX)
+}
+
+/// `run` with a limit of its own.
+pub(crate) fn run_within(command: &mut Command, limit: Duration) -> Result<String> {
+    let output = output_within(command, limit)?;
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     if output.status.success() {
         return Ok(stdout);

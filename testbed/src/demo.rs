@@ -1,165 +1,207 @@
-//! `testbed demo`: three hosts become one pool before the user's eyes. Every command is shown and really run, and
-//! what follows it is what it printed.
+//! `testbed demo`: three hosts become one pool before the user's eyes, and run virtual machines. Every command is shown
+//! and really run, and what follows it is what it printed.
 
-use std::fs;
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::fs::{self, OpenOptions};
+use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::command;
 use crate::console;
 use crate::host::Start;
-use crate::lab::{self, Lab, Settings};
+use crate::lab::{self, Settings};
+use crate::root_image;
+use crate::test_guest::TestGuest;
+use crate::wait;
+
+mod stage;
+
+use self::stage::{Stage, copy, say};
 
 pub(crate) fn run(settings: &Settings) -> Result<()> {
     lab::ensure_agent(&settings.agent)?;
     let settings = Settings { report: settings.report.join("demo"), ..settings.clone() };
-    let mut show = Show { lab: Lab::build(&TOPOLOGY.parse()?, &settings)?, agent: settings.agent.clone() };
+    let mut show = Show { stage: Stage::build(&TOPOLOGY.parse()?, &settings)?, report: settings.report.clone() };
     show.introduce();
     show.form_the_swarm()?;
-    show.look_around()?;
     show.span_a_network()?;
-    show.share_an_image()?;
-    show.move_a_port()?;
+    match guest(&settings) {
+        Ok(guest) => show.run_vms(&guest)?,
+        Err(error) => say(&format!("The rest of the story is about VMs, and is left out: {error:#}.")),
+    }
     console::line(format!("\nDone. The agents' logs are in {}.", settings.report.display()));
     Ok(())
 }
 
+/// What VMs run here; an error says what is missing.
+fn guest(settings: &Settings) -> Result<TestGuest> {
+    for (program, package) in
+        [(TestGuest::QEMU, "qemu-system-x86"), ("qemu-img", "qemu-utils"), ("ssh", "openssh-client")]
+    {
+        ensure!(command::is_installed(program), "{program} is not installed (apt-get install {package})");
+    }
+    TestGuest::beside(&settings.agent)
+}
+
 struct Show {
-    lab: Lab,
-    agent: std::path::PathBuf,
+    stage: Stage,
+    report: PathBuf,
 }
 
 impl Show {
     fn introduce(&self) {
         say("Three hosts, alpha, beta and gamma, stand for three machines. Each is a network namespace of this\n\
-             machine; 5 ms of emulated wide area network lie between them. `alpha$ command` below is a command that\n\
-             runs on alpha. VIRTUOSO_SOCKET names the socket of that host's agent; on real machines each has its own\n\
-             /run/virtuoso/virtuoso.sock, and nothing needs to be set.");
+             machine; between them is an emulated wide area network of 5 ms and 100 Mbit/s. `alpha$ command` below is\n\
+             a command on alpha. VIRTUOSO_SOCKET names the socket of that host's agent; on real machines each has its\n\
+             own /run/virtuoso/virtuoso.sock, and nothing needs to be set.");
     }
 
     fn form_the_swarm(&mut self) -> Result<()> {
         say("The first agent has nobody to join: it makes a swarm.");
-        self.start_agent("alpha", &Start::alone())?;
-        let ticket = self.run_on("alpha", &["swarm", "invite", "--json"])?;
+        self.stage.start_agent("alpha", &Start::alone())?;
+        let ticket = self.stage.run("alpha", "virtuoso swarm invite --json")?;
         let ticket: serde_json::Value = serde_json::from_str(&ticket).context("The invitation is no JSON")?;
         let ticket = ticket["ticket"].as_str().context("There is no ticket in the invitation")?.to_owned();
         say("The two others join with a ticket each; a ticket admits one host.");
-        self.start_agent("beta", &Start::by(ticket))?;
-        let ticket = self.lab.host("alpha")?.ticket()?;
-        self.start_agent("gamma", &Start::by(ticket))?;
-        self.lab.await_members(&["alpha", "beta", "gamma"], lab::JOIN_TIME_MAX)
-    }
-
-    fn look_around(&self) -> Result<()> {
+        self.stage.start_agent("beta", &Start::by(ticket))?;
+        let ticket = self.stage.lab.host("alpha")?.ticket()?;
+        self.stage.start_agent("gamma", &Start::by(ticket))?;
+        self.stage.lab.await_members(&["alpha", "beta", "gamma"], lab::JOIN_TIME_MAX)?;
         say("Every host knows every host's capacity, and answers from its own tables.");
-        self.run_on("gamma", &["host", "list"])?;
-        self.run_on("gamma", &["host", "find", "--vcpus", "1", "--memory", "64MiB"])?;
-        self.run_on("beta", &["swarm", "members"])?;
-        self.run_on("beta", &["status"]).map(drop)
+        self.stage.run("gamma", "virtuoso host list")?;
+        self.stage.run("gamma", "virtuoso host find --vcpus 1 --memory 64MiB").map(drop)
     }
 
-    fn span_a_network(&mut self) -> Result<()> {
-        say(
-            "An Ethernet network spans all three. A guest is plugged in on each of two hosts (a veth here, a VM's\nTAP or a network card elsewhere).",
-        );
-        self.run_on("alpha", &["net", "create", "blue"])?;
-        for name in ["beta", "gamma"] {
-            lab::await_network(self.lab.host(name)?, "blue")?;
+    fn span_a_network(&self) -> Result<()> {
+        say("An Ethernet network spans all three. With a subnet it gives VMs and hosts addresses and names.");
+        self.stage.run("alpha", "virtuoso net create blue --subnet 10.8.0.0/24")?;
+        lab::await_network(self.stage.lab.host("beta")?, "blue")?;
+        lab::await_network(self.stage.lab.host("gamma")?, "blue")?;
+        for host in ["alpha", "beta", "gamma"] {
+            self.stage.run(host, "virtuoso net attach blue")?;
         }
-        for (guest, host, address) in [("vm1", "alpha", "10.9.0.1/24"), ("vm2", "beta", "10.9.0.2/24")] {
-            self.lab.add_guest(guest, host, &[address], 1500)?;
-            let port = self.lab.guest(guest)?.port();
-            self.run_on(host, &["net", "attach", "blue", "--interface", &port])?;
-        }
-        self.lab.await_contact("vm1", "vm2")?;
-        self.run_in_guest("vm1", "ping -c 3 -i 0.3 10.9.0.2")?;
-        self.run_on("alpha", &["net", "show", "blue"])?;
-        self.run_on("beta", &["fdb", "blue"])?;
-        self.run_on("alpha", &["links"]).map(drop)
+        wait::until_true("alpha to know beta's address", lab::CONTACT_TIME_MAX, || {
+            let found = self.stage.look("alpha", RESOLVE_BETA)?;
+            Ok((!found.trim().is_empty(), "no answer".to_owned()))
+        })?;
+        self.stage.run("alpha", &format!("ping -c 2 -i 0.3 $({RESOLVE_BETA})")).map(drop)
     }
 
-    fn share_an_image(&self) -> Result<()> {
-        say("An image that one host imports is known to all.");
-        let file = self.lab.host("beta")?.state_dir().with_file_name("debian-12.raw");
-        fs::write(&file, vec![0x5a; 8 << 20]).with_context(|| format!("Cannot write {}", file.display()))?;
-        self.run_on("beta", &["image", "import", &file.to_string_lossy(), "--name", "debian-12"])?;
-        let gamma = self.lab.host("gamma")?;
-        crate::wait::until_true("gamma to know the image", lab::CONTACT_TIME_MAX, || {
-            let images = gamma.list(&["image", "list"])?;
+    fn run_vms(&mut self, guest: &TestGuest) -> Result<()> {
+        self.import_an_image(guest)?;
+        self.make_vms()?;
+        self.log_in(guest)?;
+        self.look_at_a_vm()?;
+        self.insert_a_disc()?;
+        self.follow_addresses()?;
+        self.need_no_agent()?;
+        self.own_the_image()
+    }
+
+    fn import_an_image(&self, guest: &TestGuest) -> Result<()> {
+        say("Gamma has a disk image: a small Linux, and random bytes for weight. Once it is imported, all know it.");
+        let file = copy(guest.disk(), self.stage.file("guest.img"))?;
+        let mut file = OpenOptions::new().append(true).open(&file).context("Cannot open the disk image")?;
+        root_image::append_random(&mut file, WEIGHT_MIB, 1)?;
+        self.stage.run("gamma", "virtuoso image import guest.img --name guest")?;
+        let beta = self.stage.lab.host("beta")?;
+        wait::until_true("beta to know the image", lab::CONTACT_TIME_MAX, || {
+            let images = beta.list(&["image", "list"])?;
             Ok((!images.is_empty(), "no image".to_owned()))
         })?;
-        self.run_on("gamma", &["image", "list"])?;
-        self.run_on("gamma", &["host", "find", "--image", "debian-12"]).map(drop)
+        self.stage.run("beta", "virtuoso image list").map(drop)
     }
 
-    fn move_a_port(&mut self) -> Result<()> {
-        say("While vm1 pings vm2, vm2 moves from beta to gamma. The network follows it.");
-        let line = "ping -i 0.1 -c 60 10.9.0.2";
-        console::line(format!("vm1$ {line} &"));
-        let mut ping = self.guest_command("vm1", line)?;
-        let mut ping = command::spawn(ping.stdout(Stdio::piped()))?;
-        let (port, mac) = (self.lab.guest("vm2")?.port(), self.lab.guest("vm2")?.mac().to_owned());
-        self.run_on("beta", &["net", "detach", "blue", "--interface", &port])?;
-        console::line(format!("(the cable of vm2, {port}, is pulled on beta and plugged in on gamma)"));
-        self.lab.plug("vm2", "gamma")?;
-        self.run_on("gamma", &["net", "attach", "blue", "--interface", &port, "--mac", &mac])?;
-        let text = ping.stdout.take().context("The output was asked for")?;
-        let output = std::io::read_to_string(text).context("Cannot read what ping says")?;
-        let status = ping.wait()?;
-        console::line("vm1$ wait");
-        output.lines().rev().take(4).collect::<Vec<_>>().into_iter().rev().for_each(console::line);
-        ensure!(status.success(), "ping ended with {status}");
-        self.run_on("alpha", &["fdb", "blue"]).map(drop)
+    fn make_vms(&self) -> Result<()> {
+        say("The user sits at beta. One VM is to run on alpha, another one here; --best lets the swarm choose.");
+        let create = |vm: &str, more: &str| {
+            let line = format!("virtuoso vm create {vm} --image guest --net blue --memory 160MiB{more}");
+            self.stage.run("beta", &line)
+        };
+        create("vm-8-1", " --host alpha")?;
+        create("vm-8-2", "")?;
+        self.stage.run("beta", "virtuoso vm list")?;
+        say("Both run already. They read from gamma what they need first; the rest of the image follows.");
+        self.stage.run("alpha", "virtuoso image list").map(drop)
     }
 
-    fn start_agent(&mut self, name: &str, start: &Start) -> Result<()> {
-        let command = self.lab.host(name)?.agent_command(start)?;
-        console::line(format!("{name}$ {} &", self.shorten(&command)));
-        let host = self.lab.host_mut(name)?;
-        host.start(start)?;
-        host.log_text().lines().for_each(console::line);
+    fn log_in(&self, guest: &TestGuest) -> Result<()> {
+        say("Log in by name, from any host: `virtuoso ssh` waits until the guest answers, up to 15 seconds on an\n\
+             idle machine without KVM. The file ssh_config names the guest's key.");
+        let key = copy(guest.key(), self.stage.file("id_ed25519"))?;
+        let (key, known) = (key.display().to_string(), self.stage.file("known_hosts").display().to_string());
+        let config = format!("IdentityFile {key}\nUserKnownHostsFile {known}\nBatchMode yes\nLogLevel ERROR\n");
+        fs::write(self.stage.file("ssh_config"), config).context("Cannot write ssh_config")?;
+        self.ssh("vm-8-1", "hostname; uptime; ip -4 addr show dev eth0; cat /etc/resolv.conf")?;
+        say("In the VMs the names of all VMs and hosts of the network resolve too.");
+        // It boots as long as the other one, and ping does not wait.
+        self.ssh("vm-8-2", "hostname")?;
+        self.ssh("vm-8-1", "ping -c 3 vm-8-2")?;
+        self.ssh("vm-8-1", "ping -c 1 beta").map(drop)
+    }
+
+    fn look_at_a_vm(&self) -> Result<()> {
+        say("What a VM is and uses, what it wrote to its console and what its display shows: from any host.");
+        self.stage.run("beta", "virtuoso vm show vm-8-1")?;
+        self.stage.run("beta", "virtuoso vm console vm-8-1 --log | grep READY")?;
+        let picture = self.report.join("vm-8-1.png");
+        self.stage.run("beta", &format!("virtuoso vm display vm-8-1 --screenshot {}", picture.display()))?;
+        say("`virtuoso vm console vm-8-1` is a terminal, `virtuoso vm display vm-8-1` opens a VNC viewer.");
         Ok(())
     }
 
-    /// Runs a client verb, shows it with its output, and gives its output.
-    fn run_on(&self, host: &str, words: &[&str]) -> Result<String> {
-        let host = self.lab.host(host)?;
-        let mut command = Command::new(&self.agent);
-        command.args(words).env("VIRTUOSO_SOCKET", host.socket());
-        console::line(format!("{}$ {}", host.name(), self.shorten(&command)));
-        let output = command::run(&mut command)?;
-        console::line(format!("{}\n", output.trim_end()));
-        Ok(output)
+    fn insert_a_disc(&self) -> Result<()> {
+        say("A CD-ROM image is a file on the user's machine, beta. It goes into the drive of the VM on alpha.");
+        let directory = self.stage.file("disc");
+        fs::create_dir(&directory).with_context(|| format!("Cannot make {}", directory.display()))?;
+        fs::write(directory.join("hello.txt"), "Hello from beta\n").context("Cannot write hello.txt")?;
+        self.stage.run("beta", "genisoimage -quiet -R -o hello.iso disc")?;
+        self.stage.run("beta", "virtuoso vm cdrom vm-8-1 insert hello.iso")?;
+        self.ssh("vm-8-1", "mkdir -p /mnt; mount -t iso9660 -o ro /dev/sr0 /mnt; cat /mnt/hello.txt; umount /mnt")?;
+        self.stage.run("beta", "virtuoso vm cdrom vm-8-1 eject")?;
+        self.ssh("vm-8-1", "cat /dev/sr0; true").map(drop)
     }
 
-    fn run_in_guest(&self, guest: &str, line: &str) -> Result<()> {
-        console::line(format!("{guest}$ {line}"));
-        let output = command::run(&mut self.guest_command(guest, line)?)?;
-        console::line(format!("{}\n", output.trim_end()));
-        Ok(())
+    fn follow_addresses(&self) -> Result<()> {
+        say("Every host knows which address is where; frames go there directly, encrypted.");
+        self.stage.run("beta", "virtuoso fdb blue")?;
+        self.stage.run("beta", "virtuoso links").map(drop)
     }
 
-    fn guest_command(&self, guest: &str, line: &str) -> Result<Command> {
-        let mut words = line.split_whitespace();
-        let mut command = self.lab.guest(guest)?.namespace().command(words.next().context("An empty command")?);
-        command.args(words);
-        Ok(command)
+    fn need_no_agent(&mut self) -> Result<()> {
+        say("VMs outlive their agent: alpha's is killed, and the next one takes the VM over.");
+        let pid = self.stage.lab.host("alpha")?.pid()?;
+        console::line(format!("alpha$ kill -KILL {pid}"));
+        self.stage.lab.host_mut("alpha")?.kill()?;
+        self.stage.start_agent("alpha", &Start::alone())?;
+        self.stage.lab.await_members(&["alpha", "beta", "gamma"], lab::JOIN_TIME_MAX)?;
+        self.ssh("vm-8-1", "uptime").map(drop)
     }
 
-    /// The command with the program's name alone, as it is called once installed.
-    fn shorten(&self, command: &Command) -> String {
-        let line = command::line(command);
-        let program = Path::new(&self.agent).to_string_lossy();
-        line.replacen(program.as_ref(), "virtuoso", 1)
+    fn own_the_image(&self) -> Result<()> {
+        say("By now both hosts have the whole image: gamma could go.");
+        wait::until_true("alpha to have the whole image", COPY_TIME_MAX, || {
+            let image = self.stage.lab.host("alpha")?.json(&["image", "show", "guest"])?;
+            Ok((image["local"] == true, image.to_string()))
+        })?;
+        self.stage.run("alpha", "virtuoso image list").map(drop)
+    }
+
+    /// Runs words in a VM, from beta.
+    fn ssh(&self, vm: &str, words: &str) -> Result<String> {
+        self.stage.run("beta", &format!("virtuoso ssh --wait 180 -F ssh_config root@{vm} '{words}'")).or_else(|error| {
+            let console = self.stage.look("beta", &format!("virtuoso vm console {vm} --log | tail -n 20"))?;
+            Err(error.context(format!("VM {vm} wrote to its console: {console}")))
+        })
     }
 }
 
-fn say(text: &str) {
-    console::line("");
-    text.lines().for_each(|line| console::line(format!("# {line}")));
-}
+const RESOLVE_BETA: &str = "dig +short @127.0.0.47 beta.virtuoso";
+/// So that a VM runs before its image is there.
+const WEIGHT_MIB: u64 = 32;
+/// Two copies of the image over one uplink take twenty seconds; the rest is for a loaded machine.
+const COPY_TIME_MAX: Duration = Duration::from_secs(90);
 
 const TOPOLOGY: &str = r#"
     [hosts.alpha]
@@ -167,6 +209,8 @@ const TOPOLOGY: &str = r#"
     [hosts.gamma]
     [links.wan]
     delay = "5ms"
+    rate = "100Mbit"
+    queue = "50ms"
     [links.wan.members]
     alpha = ["10.77.0.1/24"]
     beta = ["10.77.0.2/24"]

@@ -61,7 +61,7 @@ enum Verb {
     Run(scenario::Options),
     /// Bring up the lab of a topology file and keep it until Ctrl-C
     Lab { file: PathBuf },
-    /// Show a swarm of three hosts at work
+    /// Show a swarm of three hosts and VMs at work
     Demo,
     /// Measure, and print and write the figures
     Bench(bench::Options),
@@ -94,6 +94,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
     let has_vms = match &arguments.verb {
         Verb::Run(options) => scenario::want_vms(options)?,
         Verb::Bench(options) => bench::want_vms(options),
+        Verb::Demo => true,
         _ => false,
     };
     if has_vms && let Err(error) = test_guest::TestGuest::prepare(&settings.agent) {

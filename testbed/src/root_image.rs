@@ -53,9 +53,13 @@ impl RootImage {
 
 /// A file of bytes that no two chunks share and nothing makes smaller.
 pub(crate) fn write_random(path: &Path, mib: u64, seed: u64) -> Result<()> {
-    let mut random = Random(seed);
     let mut file = File::create(path).with_context(|| format!("Cannot make {}", path.display()))?;
-    std::io::copy(&mut random.by_ref().take(mib << 20), &mut file).context("Cannot write random bytes")?;
+    append_random(&mut file, mib, seed)
+}
+
+/// The same bytes at the end of a file.
+pub(crate) fn append_random(file: &mut File, mib: u64, seed: u64) -> Result<()> {
+    std::io::copy(&mut Random(seed).take(mib << 20), file).context("Cannot write random bytes")?;
     Ok(())
 }
 

@@ -64,6 +64,11 @@ impl TestGuest {
         &self.installer
     }
 
+    /// The private key that logs in.
+    pub(crate) fn key(&self) -> &str {
+        &self.key
+    }
+
     /// The kernel's command line of a guest with this name and address.
     pub(crate) fn append(&self, name: &str, ip: &str) -> String {
         format!("console=ttyS0 quiet panic=-1 mitigations=off no_timer_check vm.ip={ip}/24 vm.name={name}")
