@@ -98,7 +98,7 @@ fn read_full(content: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
 }
 
 fn write_sparse(file: &mut File, content: &[u8]) -> io::Result<()> {
-    const ZEROS: [u8; HOLE_BYTES] = [0; HOLE_BYTES];
+    static ZEROS: [u8; HOLE_BYTES] = [0; HOLE_BYTES];
     for piece in content.chunks(HOLE_BYTES) {
         if *piece == ZEROS[..piece.len()] {
             file.seek(SeekFrom::Current(piece.len() as i64))?;
