@@ -9,7 +9,7 @@ use crate::control::{self, Api};
 use crate::core::ports::Sockets;
 use crate::core::vm_clone::{VM_DISK, serve_disks};
 use crate::core::vm_names::{Names, VM_NAME, serve_names};
-use crate::core::{Agent, Core, Credentials, ImageSource, Parts};
+use crate::core::{Agent, Core, Credentials, ImageSource, Parts, Runner};
 use crate::disc::{DISC, Discs, Shelf};
 use crate::engine::{self, ControlPort, EngineConfig, EngineHandle, LinkSettings, Socket, control_endpoint_config};
 use crate::entropy;
@@ -66,9 +66,8 @@ async fn serve(source: &Source, config: Config, log: &LogHandle) -> anyhow::Resu
     let state = Arc::new(StateDir::open(&config.state_dir)?);
     let key = Arc::new(SigningKey::load_or_create(&state, &IDENTITY)?);
     let events = EventLog::new();
-    // First of all what other agents on this machine may hold: the sockets.
-    let socket = ControlSocket::bind(&config.socket, &config.socket_group)?;
-    let udp = Arc::new(Socket::bind(config.listen)?);
+    // First of all what other agents on this machine may hold.
+    let (socket, udp) = bind(&config)?;
     let images = Arc::new(open_images(&state).await?);
     let known_peers = load_known_peers(&state)?;
     let (credentials, founded) = credentials(&state, &key, &config, known_peers.is_empty())?;
@@ -78,8 +77,7 @@ async fn serve(source: &Source, config: Config, log: &LogHandle) -> anyhow::Resu
     let swarm = start_swarm(&config, &state, &key, &credentials, known_peers, (&udp, control_port))?;
     let streams = swarm.streams();
     let discs = serve_files(&state, key.host_id(), &images, &streams)?;
-    let netdev = Netdev::open()?;
-    let facts = HostFacts::read(state.path()).await?;
+    let (netdev, facts) = (Netdev::open()?, HostFacts::read(state.path()).await?);
     let parts = Parts {
         incarnation: next_incarnation(&state)?,
         config: config.clone(),
@@ -95,10 +93,7 @@ async fn serve(source: &Source, config: Config, log: &LogHandle) -> anyhow::Resu
         clock,
         state: state.clone(),
     };
-    let (mut core, runner) = Core::new(parts);
-    core.restore_networks(state.read_json(&crate::core::NETWORKS)?.unwrap_or_default());
-    core.restore_draining()?;
-    core.start(facts.clone())?;
+    let (core, runner) = start_core(parts, &state, &facts)?;
     let (handle, devices) = (core.handle(), Arc::new(Mutex::default()));
     let (stop, stopped) = watch::channel(false);
     let mut running = tokio::spawn(core.run(runner, stopped.clone()));
@@ -127,21 +122,47 @@ async fn serve(source: &Source, config: Config, log: &LogHandle) -> anyhow::Resu
         print_ticket(&handle).await?;
     }
     events.emit(EventKind::AgentStarted { version: env!("CARGO_PKG_VERSION").into() });
-    notify(&[sd_notify::NotifyState::Ready]);
-    loop {
-        tokio::select! {
-            ended = &mut running => return ended.context("The control plane broke off")?,
-            signal = signals.next() => match signal {
-                Wish::Stop => break,
-                Wish::Reload => reload(source, &config_changes, log, &handle, &events).await,
-            },
-        }
-    }
-    notify(&[sd_notify::NotifyState::Stopping]);
+    let reload = async || reload(source, &config_changes, log, &handle, &events).await;
+    until_stopped(&mut signals, &mut running, reload).await?;
     images.close();
     stop.send_replace(true);
     running.await.context("The control plane broke off")??;
     api.await.context("The control API broke off")??;
+    Ok(())
+}
+
+/// The sockets.
+fn bind(config: &Config) -> anyhow::Result<(ControlSocket, Arc<Socket>)> {
+    let socket = ControlSocket::bind(&config.socket, &config.socket_group)?;
+    Ok((socket, Arc::new(Socket::bind(config.listen)?)))
+}
+
+/// The core, with what earlier runs have left.
+fn start_core(parts: Parts, state: &StateDir, facts: &HostFacts) -> anyhow::Result<(Core, Runner)> {
+    let (mut core, runner) = Core::new(parts);
+    core.restore_networks(state.read_json(&crate::core::NETWORKS)?.unwrap_or_default());
+    core.restore_draining()?;
+    core.start(facts.clone())?;
+    Ok((core, runner))
+}
+
+/// Returns when the agent shall stop; fails if its core has ended by itself.
+async fn until_stopped(
+    signals: &mut Signals,
+    running: &mut JoinHandle<anyhow::Result<()>>,
+    reload: impl AsyncFn(),
+) -> anyhow::Result<()> {
+    notify(&[sd_notify::NotifyState::Ready]);
+    loop {
+        tokio::select! {
+            ended = &mut *running => return ended.context("The control plane broke off")?,
+            signal = signals.next() => match signal {
+                Wish::Stop => break,
+                Wish::Reload => reload().await,
+            },
+        }
+    }
+    notify(&[sd_notify::NotifyState::Stopping]);
     Ok(())
 }
 

@@ -13,6 +13,7 @@ mod disk;
 mod display;
 mod error;
 mod initrd;
+mod launch;
 mod limits;
 mod machine;
 mod medium;

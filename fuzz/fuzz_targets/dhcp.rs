@@ -1,8 +1,8 @@
 #![no_main]
 //! DHCP requests, and answers to them. Kind and cookie are made right, so that the fuzzer gets to the options.
 
-use virtuoso_overlay::names::lease::{self, Lease};
 use virtuoso_overlay::names::AddressPlan;
+use virtuoso_overlay::names::lease::{self, Lease};
 use virtuoso_overlay::wire::dhcp::DhcpView;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {

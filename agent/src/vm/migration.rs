@@ -248,7 +248,7 @@ async fn serve_one(shared: &Arc<Shared>, host: HostId, mut stream: Stream) -> an
             while let Ok(bytes) = line::receive(&mut stream).await {
                 match ToTarget::decode(&bytes)? {
                     ToTarget::Offer(offer) if offer.id == id && !shared.sessions().contains_key(&id) => {
-                        return target::begin(shared, host, offer, stream).await;
+                        return target::begin(shared, host, offer, stream);
                     }
                     ToTarget::Offer(_) | ToTarget::Finish { .. } => {}
                     ToTarget::Go { .. } | ToTarget::Abort { .. } => {

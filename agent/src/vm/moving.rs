@@ -3,12 +3,13 @@
 
 use super::disk;
 use super::error::VmError;
+use super::launch::limit;
 use super::machine::{Machine, News};
 use super::process::Process;
 use super::spec::Spec;
 use super::store::Record;
 use super::supervisor::{clean_up, on_end};
-use super::vms::{Vms, limit};
+use super::vms::Vms;
 use crate::name::Name;
 use anyhow::Context;
 use std::sync::Arc;

@@ -165,7 +165,7 @@ impl Task {
             let (is_dialling, dial_at) =
                 (self.dial_at.is_some(), self.dial_at.unwrap_or_else(tokio::time::Instant::now));
             tokio::select! {
-                Some(told) = self.inbox.recv() => self.on_inbox(told).await,
+                Some(told) = self.inbox.recv() => self.on_inbox(told),
                 Some(news) = self.news.recv() => self.on_news(&news).await,
                 () = tokio::time::sleep_until(timer.into()) => self.hear(SourceInput::Timeout),
                 () = tokio::time::sleep_until(dial_at), if is_dialling => {
@@ -189,7 +189,7 @@ impl Task {
         self.machine.live()
     }
 
-    async fn on_inbox(&mut self, told: Inbox) {
+    fn on_inbox(&mut self, told: Inbox) {
         match told {
             Inbox::Line(stream) => {
                 self.lines += 1;
@@ -220,7 +220,7 @@ impl Task {
         match ToSource::decode(bytes) {
             Ok(message) => {
                 if matches!(message, ToSource::Taken { .. }) {
-                    self.times.taken.get_or_insert(self.shared.vms.now());
+                    self.times.taken.get_or_insert_with(|| self.shared.vms.now());
                 }
                 self.hear(SourceInput::Said(message));
             }
@@ -325,7 +325,7 @@ impl Task {
 
     fn say(&mut self, message: &ToTarget) {
         if matches!(message, ToTarget::Go { .. }) {
-            self.times.given.get_or_insert(self.shared.vms.now());
+            self.times.given.get_or_insert_with(|| self.shared.vms.now());
         }
         if let Some(line) = &self.line {
             line.say(message.encode());
@@ -353,7 +353,7 @@ impl Task {
     }
 
     async fn close_ports(&mut self) {
-        self.times.closed.get_or_insert(self.shared.vms.now());
+        self.times.closed.get_or_insert_with(|| self.shared.vms.now());
         let Some(live) = self.live() else { return };
         let spec = self.machine.spec();
         for nic in &spec.nics {

@@ -49,7 +49,7 @@ struct Task {
 }
 
 /// Takes an offer.
-pub(super) async fn begin(shared: &Arc<Shared>, peer: HostId, offer: Offer, stream: Stream) -> anyhow::Result<()> {
+pub(super) fn begin(shared: &Arc<Shared>, peer: HostId, offer: Offer, stream: Stream) -> anyhow::Result<()> {
     let (id, vm) = (offer.id, offer.vm);
     let state = Target::new(shared.vms.now(), id);
     let mut task = Task::new(shared.clone(), id, vm, peer, state);
