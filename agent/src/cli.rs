@@ -17,6 +17,7 @@ mod swarm;
 mod table;
 mod terminal;
 mod vm;
+mod vm_wait;
 
 use crate::config::{Config, DEFAULT_SOCKET, Source};
 use crate::control::client::{Call, Client, ClientError};

@@ -35,6 +35,8 @@ fn exit_codes() {
     assert_exit(&["host", "find", "--memory", "8GB"], USAGE);
     assert_exit(&["net", "attach", "blue", "--interface", "a", "--uplink", "b"], USAGE);
     assert_exit(&["agent", "--bootstrap", "192.0.2.1:4747"], USAGE);
+    assert_exit(&["vm", "create", "a", "--kernel", "/k", "--memory", "1GiB", "--wait=long"], USAGE);
+    assert_exit(&["vm", "create", "a", "--kernel", "/k", "--memory", "1GiB", "--wait", "--stopped"], USAGE);
     assert_exit(&["agent", "--config", "/nonexistent.toml"], FAILED);
     assert_exit(&["status", "--socket", "/nonexistent/v.sock"], UNREACHABLE);
     assert_exit(&["--help"], 0);

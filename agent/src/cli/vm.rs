@@ -5,7 +5,7 @@ use super::display::DisplayArgs;
 use super::format::{bytes, list, seconds, yes};
 use super::progress::follow;
 use super::table::Table;
-use super::{Asking, output, terminal};
+use super::{Asking, output, terminal, vm_wait};
 use crate::config::check_label;
 use crate::control::CONSOLE_PROTOCOL;
 use crate::control::client::{Call, parse};
@@ -17,6 +17,7 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 #[derive(Subcommand)]
 pub(super) enum VmVerb {
@@ -24,7 +25,7 @@ pub(super) enum VmVerb {
     #[command(after_help = "\
 Examples:
   virtuoso vm create web --image debian-12 --net blue --vcpus 2 --memory 1GiB --disk 10GiB --ssh-key ~/.ssh/id.pub
-  virtuoso vm create web --image debian-12 --net blue --memory 1GiB --best
+  virtuoso vm create web --image debian-12 --net blue --memory 1GiB --best --wait
   virtuoso vm create new --disk 10GiB --memory 1GiB --cdrom ~/debian-12-netinst.iso
   virtuoso vm create job --kernel /boot/vmlinuz --initrd /srv/job.img --append 'console=ttyS0' --memory 128MiB \\
       --net blue --host beta
@@ -218,6 +219,17 @@ pub(super) struct CreateArgs {
     /// Make it, but do not start it
     #[arg(long)]
     stopped: bool,
+    /// Wait until its guest has sent something on a network, or without one has written to its console; exit status 1
+    /// and the end of its console if it has not within so many seconds, 120 if no number is given
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "120",
+        conflicts_with = "stopped"
+    )]
+    wait: Option<u64>,
     /// Names this request: the same one again makes nothing twice
     #[arg(long, value_name = "ID")]
     request: Option<String>,
@@ -227,10 +239,7 @@ impl VmVerb {
     pub(super) async fn run(self, asking: &Asking) -> anyhow::Result<ExitCode> {
         let at = |name: &Name, verb: &str| format!("/v1/vms/{name}{verb}");
         match self {
-            Self::Create(args) => {
-                let call = Call::post("/v1/vms", &args.request()?);
-                asking.tell(call, |vm: Vm| format!("VM {} is {} on host {}", vm.name, vm.state, vm.host_name)).await
-            }
+            Self::Create(args) => create(asking, *args).await,
             Self::List => asking.show(Call::get("/v1/vms"), vms).await,
             Self::Show { name } => asking.show(Call::get(at(&name, "")), show).await,
             Self::Start { name } => asking.tell(Call::post(at(&name, "/start"), &()), state).await,
@@ -310,6 +319,20 @@ impl CreateArgs {
             disk: None,
         })
     }
+}
+
+async fn create(asking: &Asking, args: CreateArgs) -> anyhow::Result<ExitCode> {
+    let patience = args.wait.map(Duration::from_secs);
+    let json = asking.client.call(Call::post("/v1/vms", &args.request()?)).await?;
+    let vm: Vm = parse(&json)?;
+    if let Some(patience) = patience {
+        vm_wait::until_it_speaks(asking, &vm, patience).await?;
+    }
+    if asking.json {
+        return asking.show_json(&json);
+    }
+    output::line(&format!("VM {} is {} on host {}", vm.name, vm.state, vm.host_name))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Why a console has come to its end.

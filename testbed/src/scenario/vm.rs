@@ -33,7 +33,7 @@ fn vms(lab: &mut Lab) -> Result<()> {
     lab.place_guest("user", "gamma", "blue")?;
     let guest = TestGuest::beside(lab.host("alpha")?.binary())?;
     create(lab, &guest, "one", ONE, &[])?;
-    create(lab, &guest, "two", TWO, &["--host", "beta"])?;
+    create(lab, &guest, "two", TWO, &["--host", "beta", "--wait=90"])?;
     for ip in [ONE, TWO] {
         lab.guest("user")?.await_reach(ip.parse()?, BOOT_TIME_MAX)?;
     }
@@ -42,6 +42,7 @@ fn vms(lab: &mut Lab) -> Result<()> {
     let log = lab.host("gamma")?.verb(&["vm", "console", "two", "--log"])?.stdout;
     ensure!(log.contains("VM-READY name=two"), "The console of two lacks its first words: {log}");
 
+    is_waited_for_in_vain(lab, &guest)?;
     outlives_its_agent(lab, &guest)?;
     stops_and_goes(lab)
 }
@@ -53,6 +54,16 @@ pub(super) fn create(lab: &Lab, guest: &TestGuest, name: &str, ip: &str, more: &
     let vm = lab.host("alpha")?.json(&[&words, &size[..], more].concat())?;
     ensure!(vm["state"] == "running", "VM {name} does not run: {vm}");
     Ok(())
+}
+
+/// A guest that has nothing to run, and stays in that.
+fn is_waited_for_in_vain(lab: &Lab, guest: &TestGuest) -> Result<()> {
+    let words = ["vm", "create", "mute", "--kernel", guest.kernel(), "--initrd", guest.initrd(), "--memory", "128MiB"];
+    let append = "console=ttyS0 panic=0 mitigations=off no_timer_check rdinit=/bin/false";
+    let more = ["--append", append, "--net", "blue", "--host", "beta", "--wait=30"];
+    let refusal = lab.host("alpha")?.refused(&[&words[..], &more].concat(), 1)?;
+    ensure!(refusal.contains("has sent nothing") && refusal.contains("Kernel panic"), "Unclear: {refusal}");
+    lab.host("alpha")?.json(&["vm", "delete", "mute", "--force"]).map(drop)
 }
 
 fn outlives_its_agent(lab: &mut Lab, guest: &TestGuest) -> Result<()> {
