@@ -6,10 +6,13 @@
 
 mod negotiation;
 
+use bytes::Bytes;
 use negotiation::negotiate;
+use socket2::SockRef;
 use std::fs::{self, Permissions};
 use std::future::Future;
-use std::io;
+use std::io::{self, IoSlice};
+use std::iter;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -31,6 +34,8 @@ const CLIENTS_MAX: usize = 256;
 const READS_MAX: usize = 16;
 /// Bytes of one request, as the protocol recommends.
 const REQUEST_BYTES_MAX: u32 = 32 << 20;
+/// Bytes on their way to one client: it reads while the next answer is written. The kernel may allow less.
+const SENT_BYTES_MAX: usize = 1 << 20;
 
 /// Numbers that the protocol gives to errors.
 #[derive(Clone, Copy)]
@@ -53,8 +58,9 @@ pub(crate) trait Disk: Send + Sync + 'static {
     /// The size of the pieces in which it is best read: a power of two.
     fn piece_bytes(&self) -> u32;
 
-    /// Reads bytes that are within the disk; an error becomes an input/output error of the client.
-    fn read(&self, offset: u64, length: usize) -> impl Future<Output = io::Result<Vec<u8>>> + Send;
+    /// Reads bytes that are within the disk, in pieces one after the other; an error becomes an input/output error of
+    /// the client.
+    fn read(&self, offset: u64, length: usize) -> impl Future<Output = io::Result<Vec<Bytes>>> + Send;
 }
 
 /// A socket for clients of the agent's own user. One of an agent that was killed is replaced.
@@ -80,6 +86,8 @@ pub(crate) async fn listen(listener: UnixListener, disk: Arc<impl Disk>) {
             }
         };
         let Ok(place) = places.clone().try_acquire_owned() else { continue };
+        // With a smaller one it is only slower.
+        SockRef::from(&stream).set_send_buffer_size(SENT_BYTES_MAX).ok();
         let disk = disk.clone();
         clients.spawn(async move {
             if let Err(error) = serve(stream, disk).await {
@@ -157,18 +165,25 @@ impl Request {
     }
 }
 
+/// The content goes from where it is to the socket.
 async fn reply(
     writing: &mut (impl AsyncWrite + Unpin),
     cookie: u64,
     failure: Failure,
-    content: &[u8],
+    content: &[Bytes],
 ) -> io::Result<()> {
     let mut head = [0; 16];
     head[..4].copy_from_slice(&REPLY_MAGIC.to_be_bytes());
     head[4..8].copy_from_slice(&(failure as u32).to_be_bytes());
     head[8..].copy_from_slice(&cookie.to_be_bytes());
-    writing.write_all(&head).await?;
-    writing.write_all(content).await?;
+    let mut parts: Vec<_> = iter::once(&head[..]).chain(content.iter().map(Bytes::as_ref)).map(IoSlice::new).collect();
+    let mut left = &mut parts[..];
+    while !left.is_empty() {
+        match writing.write_vectored(left).await? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            count => IoSlice::advance_slices(&mut left, count),
+        }
+    }
     writing.flush().await
 }
 

@@ -30,6 +30,7 @@ const WISHES_MAX: usize = 64;
 const ASKED_MAX: usize = 32;
 /// Guests work with sectors of this size, and files may end within one.
 const SECTOR_BYTES: u64 = 2048;
+static EMPTY_SECTOR: [u8; SECTOR_BYTES as usize] = [0; SECTOR_BYTES as usize];
 
 /// Without questions, this often the other side is asked whether it lives.
 const PING_INTERVAL: Duration = Duration::from_secs(2);
@@ -166,19 +167,24 @@ impl nbd::Disk for RemoteDisc {
         DISC_READ_BYTES_MAX
     }
 
-    async fn read(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
-        let mut content = Vec::with_capacity(length);
-        while content.len() < length {
-            let at = offset + content.len() as u64;
-            if at >= self.size_bytes {
+    async fn read(&self, offset: u64, length: usize) -> io::Result<Vec<Bytes>> {
+        let (mut content, mut done) = (Vec::new(), 0);
+        while done < length {
+            let at = offset + done as u64;
+            let piece = if at >= self.size_bytes {
                 // What is missing of the last sector.
-                content.resize(length, 0);
-                break;
+                Bytes::from_static(&EMPTY_SECTOR)
+            } else {
+                let piece = self.piece(at / PIECE_BYTES).await?;
+                let within = usize::try_from(at % PIECE_BYTES).map_err(io::Error::other)?;
+                piece.slice(within.min(piece.len())..)
+            };
+            let piece = piece.slice(..piece.len().min(length - done));
+            if piece.is_empty() {
+                return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            let piece = self.piece(at / PIECE_BYTES).await?;
-            let within = usize::try_from(at % PIECE_BYTES).map_err(io::Error::other)?;
-            let end = piece.len().min(within + length - content.len());
-            content.extend_from_slice(piece.get(within..end).ok_or(io::ErrorKind::UnexpectedEof)?);
+            done += piece.len();
+            content.push(piece);
         }
         Ok(content)
     }

@@ -11,10 +11,14 @@ use super::pull::Pull;
 use super::{ImageError, ImageStore, InUse, StoredImage};
 use crate::nbd;
 use anyhow::Context;
+use bytes::Bytes;
 use futures::future::BoxFuture;
+use futures::{StreamExt, TryStreamExt, stream};
 use std::collections::VecDeque;
 use std::io;
+use std::iter;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -24,6 +28,10 @@ use virtuoso_overlay::ids::Digest;
 const AHEAD: u64 = 3;
 /// Chunks that are kept in memory: hypervisors read a chunk in pieces.
 const CACHED_MAX: usize = 16;
+/// Chunks of one request that are read at once.
+const READS_MAX: usize = 4;
+/// What [`ZEROS`] stands for.
+static ZERO_CHUNK: [u8; CHUNK_BYTES] = [0; CHUNK_BYTES];
 
 /// Called when all of an image is here.
 pub type OnComplete = Box<dyn FnOnce(StoredImage) -> BoxFuture<'static, ()> + Send>;
@@ -99,9 +107,10 @@ impl ImageStore {
         let listener = nbd::bind(&path).with_context(|| format!("Can't listen on {}", path.display()))?;
         let disk = Disk {
             store: self.clone(),
-            manifest: manifest.clone(),
             name: pull.name.to_string(),
             fetch: arrival.fetch().clone(),
+            whole: (0..manifest.size_bytes().div_ceil(CHUNK_BYTES as u64)).map(|_| AtomicBool::new(false)).collect(),
+            manifest: manifest.clone(),
             cached: Mutex::default(),
         };
         let (store, coming) = (self.clone(), arrival.clone());
@@ -127,7 +136,9 @@ struct Disk {
     manifest: Manifest,
     name: String,
     fetch: Arc<Fetch>,
-    cached: Mutex<VecDeque<(Digest, Arc<Vec<u8>>)>>,
+    /// For each place of a chunk, whether it was found whole there: that costs most of a read, so it is asked once.
+    whole: Vec<AtomicBool>,
+    cached: Mutex<VecDeque<(Digest, Bytes)>>,
 }
 
 impl nbd::Disk for Disk {
@@ -144,39 +155,48 @@ impl nbd::Disk for Disk {
     }
 
     /// Reads as soon as all of it is here, or fails when it is clear that it does not come.
-    async fn read(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
-        let mut content = vec![0; length];
-        let mut done = 0;
-        while done < length {
-            let at = offset + done as u64;
-            let within = usize::try_from(at % CHUNK_BYTES as u64).expect("less than a chunk");
-            let count = (CHUNK_BYTES - within).min(length - done);
-            let (digest, chunk_length) = self.manifest.chunk_at(at);
-            if digest != ZEROS {
-                let chunk = self.chunk(digest, chunk_length, at).await.map_err(io::Error::other)?;
-                content[done..done + count].copy_from_slice(&chunk[within..within + count]);
-            }
-            done += count;
-        }
-        Ok(content)
+    async fn read(&self, offset: u64, length: usize) -> io::Result<Vec<Bytes>> {
+        let end = offset + length as u64;
+        let starts = iter::successors(Some(offset), |at| Some((at / CHUNK_BYTES as u64 + 1) * CHUNK_BYTES as u64));
+        let pieces = starts.take_while(|at| *at < end).map(|at| self.piece(at, end));
+        stream::iter(pieces).buffered(READS_MAX).map_err(io::Error::other).try_collect().await
     }
 }
 
 impl Disk {
-    async fn chunk(&self, digest: Digest, length: usize, at: u64) -> Result<Arc<Vec<u8>>, String> {
+    /// What is at `at`, up to the end of its chunk or to `end`.
+    async fn piece(&self, at: u64, end: u64) -> Result<Bytes, String> {
+        let within = usize::try_from(at % CHUNK_BYTES as u64).expect("less than a chunk");
+        let until = usize::try_from(end - at).map_or(CHUNK_BYTES, |left| CHUNK_BYTES.min(within + left));
+        let (digest, length) = self.manifest.chunk_at(at);
+        let chunk = match digest {
+            ZEROS => Bytes::from_static(&ZERO_CHUNK),
+            digest => self.chunk(digest, length, at).await?,
+        };
+        Ok(chunk.slice(within..until))
+    }
+
+    async fn chunk(&self, digest: Digest, length: usize, at: u64) -> Result<Bytes, String> {
         if let Some(chunk) = self.cached(&digest) {
             return Ok(chunk);
         }
+        let place = usize::try_from(at / CHUNK_BYTES as u64).expect("there is an entry for each chunk in memory");
+        let whole = &self.whole[place];
         loop {
-            let store = self.store.clone();
-            let read = tokio::task::spawn_blocking(move || store.chunks.read(digest, length).ok()).await;
-            if let Ok(Some(content)) = read {
-                let chunk = Arc::new(content);
+            let (store, is_whole) = (self.store.clone(), whole.load(Ordering::Relaxed));
+            let read = tokio::task::spawn_blocking(move || match is_whole {
+                true => store.chunks.read_again(digest, length).ok(),
+                false => store.chunks.read(digest, length).ok(),
+            });
+            if let Ok(Some(content)) = read.await {
+                whole.store(true, Ordering::Relaxed);
+                let chunk = Bytes::from(content);
                 let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
                 cached.truncate(CACHED_MAX - 1);
                 cached.push_front((digest, chunk.clone()));
                 return Ok(chunk);
             }
+            whole.store(false, Ordering::Relaxed);
             let ahead =
                 (1..=AHEAD).map(|n| at + n * CHUNK_BYTES as u64).take_while(|at| *at < self.manifest.size_bytes());
             let ahead = ahead.map(|at| self.manifest.chunk_at(at).0).filter(|digest| *digest != ZEROS).collect();
@@ -184,7 +204,7 @@ impl Disk {
         }
     }
 
-    fn cached(&self, digest: &Digest) -> Option<Arc<Vec<u8>>> {
+    fn cached(&self, digest: &Digest) -> Option<Bytes> {
         let cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
         cached.iter().find(|(known, _)| known == digest).map(|(_, chunk)| chunk.clone())
     }

@@ -19,9 +19,9 @@ impl Disk for Half {
         512
     }
 
-    async fn read(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+    async fn read(&self, offset: u64, length: usize) -> io::Result<Vec<Bytes>> {
         let is_readable = offset + length as u64 <= self.size_bytes() / 2;
-        if is_readable { Ok(vec![7; length]) } else { Err(io::ErrorKind::TimedOut.into()) }
+        if is_readable { Ok(vec![Bytes::from(vec![7; length])]) } else { Err(io::ErrorKind::TimedOut.into()) }
     }
 }
 

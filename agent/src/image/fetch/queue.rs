@@ -8,8 +8,8 @@ use virtuoso_overlay::ids::{Digest, HostId};
 
 /// A chunk that was asked of one host for so long is asked of another too.
 pub(super) const STEAL_AFTER: Duration = Duration::from_millis(500);
-/// A reader that wanted nothing for so long is quiet: a guest that boots pauses for less.
-const QUIET_AFTER: Duration = Duration::from_secs(5);
+/// A reader that wanted nothing for so long is quiet: a guest that boots, even an emulated one, pauses for less.
+const QUIET_AFTER: Duration = Duration::from_secs(20);
 /// A reader that is never quiet must not keep the image from being completed.
 const DEMAND_TIME_MAX: Duration = Duration::from_secs(60);
 /// Hosts that are asked for the same chunk at once.

@@ -95,12 +95,19 @@ async fn a_damaged_chunk_is_fetched_again_and_all_of_it_gets_its_name() {
         Box::pin(std::future::ready(()))
     });
     let served = to.serve_nbd(pull_of(&image), swarm.clone(), on_complete).await.unwrap();
+    // Without it, all comes too, but later.
+    to.pull(pull_of(&image), swarm.clone(), watch::Sender::new(Progress::default())).await.unwrap();
     let stored = tokio::time::timeout(Duration::from_secs(20), is_here).await.expect("never quiet").unwrap();
     assert_eq!((stored.name, stored.digest), (name("pulled"), image.digest));
     let (digest, _) = to.manifest(&name("pulled")).unwrap().chunk_at(0);
     fs::write(to.chunks.path(digest), b"damaged").unwrap();
     let mut client = Client::connect(served.path()).await;
     assert_eq!(client.read(0, 16).await, content(5)[..16]);
+    // Several chunks at once, and a second time what was found whole.
+    let (at, length) = (CHUNK_BYTES - 7, 3 * CHUNK_BYTES);
+    for _ in 0..2 {
+        assert!(client.read(at as u64, length as u32).await == content(5)[at..at + length]);
+    }
     assert_eq!(swarm.lies(), Vec::<HostId>::new());
     assert!(client.request(1, 0, 0).await == 1 && client.request(0, u64::MAX, 9).await == 22);
 }
