@@ -7,6 +7,7 @@ use crate::bench::idle::Idle;
 use crate::bench::images::Images;
 use crate::bench::join::Join;
 use crate::bench::tunnels::Tunnels;
+use crate::bench::vms::Vms;
 use crate::bench::wan::Wan;
 use crate::console;
 use crate::interrupt;
@@ -22,6 +23,7 @@ mod page;
 mod peers;
 pub(crate) mod profile;
 mod tunnels;
+mod vms;
 mod wan;
 
 /// What to measure, and how long.
@@ -59,6 +61,8 @@ enum Part {
     Wan,
     /// Import, disks by NBD, VMs whose image is elsewhere, copies
     Images,
+    /// From the question for a host to a reservation there, and the list of a thousand VMs
+    Vms,
 }
 
 #[derive(Debug, Serialize)]
@@ -76,6 +80,8 @@ struct Report {
     wan: Option<Wan>,
     #[serde(skip_serializing_if = "Option::is_none")]
     images: Option<Images>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vms: Option<Vms>,
     /// Parts that failed, with the reason.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     failed: Vec<String>,
@@ -89,7 +95,7 @@ pub(crate) fn run(settings: &Settings, options: &Options) -> Result<()> {
         "Machine: {} x {}, Linux {}, load {}",
         machine.cpus, machine.processor, machine.kernel, machine.load
     ));
-    for part in [Part::Join, Part::Move, Part::Idle, Part::Tunnels, Part::Wan, Part::Images] {
+    for part in [Part::Join, Part::Move, Part::Idle, Part::Tunnels, Part::Wan, Part::Images, Part::Vms] {
         if !options.parts.is_empty() && !options.parts.contains(&part) {
             continue;
         }
@@ -107,7 +113,7 @@ pub(crate) fn run(settings: &Settings, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Whether VMs are measured.
+/// Whether VMs run while it is measured.
 pub(crate) fn want_vms(options: &Options) -> bool {
     options.parts.is_empty() || options.parts.contains(&Part::Images)
 }
@@ -122,6 +128,7 @@ impl Report {
             tunnels: None,
             wan: None,
             images: None,
+            vms: None,
             failed: Vec::new(),
         }
     }
@@ -132,6 +139,7 @@ impl Report {
             Part::Move => self.moves = moves::measure(settings, options.rounds)?,
             Part::Idle => self.idle = Some(idle::measure(settings)?),
             Part::Images => self.images = Some(images::measure(settings, options.rounds, options.image_mib)?),
+            Part::Vms => self.vms = Some(vms::measure(settings, options.rounds)?),
             Part::Tunnels => self.tunnels = Some(tunnels::measure(settings, options)?),
             Part::Wan => self.wan = Some(wan::measure(settings, options)?),
         }

@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 
 use crate::lab::Settings;
 
+mod api;
 mod bench;
 mod command;
 mod console;

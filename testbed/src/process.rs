@@ -16,6 +16,12 @@ pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
     Ok(ns as f64 / 1e9)
 }
 
+/// CPU time of `pid`, with that of threads that have ended, in seconds; exact to two hundredths.
+pub(crate) fn whole_cpu_seconds(pid: u32) -> Result<f64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).with_context(|| format!("No process {pid}"))?;
+    parse_stat(&text).with_context(|| format!("Odd stat of process {pid}: {text:?}"))
+}
+
 /// Memory of `pid` that is in RAM.
 pub(crate) fn resident_bytes(pid: u32) -> Result<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).with_context(|| format!("No process {pid}"))?;
@@ -30,6 +36,13 @@ pub(crate) fn machine_cpu_seconds() -> Result<f64> {
 
 fn parse_schedstat(text: &str) -> Option<u64> {
     text.split_whitespace().next()?.parse().ok()
+}
+
+/// The program's name, which may have spaces, stands in brackets; 12th and 13th after it are the times in user and
+/// kernel mode, in hundredths of a second.
+fn parse_stat(text: &str) -> Option<f64> {
+    let mut times = text.rsplit_once(')')?.1.split_whitespace().skip(11).map(str::parse::<u64>);
+    Some((times.next()?.ok()? + times.next()?.ok()?) as f64 / 100.0)
 }
 
 fn parse_resident(text: &str) -> Option<u64> {
@@ -53,6 +66,7 @@ mod tests {
     #[test]
     fn reads_what_the_kernel_writes() {
         assert_eq!(parse_schedstat("123456789 42 7\n"), Some(123_456_789));
+        assert_eq!(parse_stat("7 (a b) c) S 1 2 3 4 5 6 7 8 9 10 150 50 0 0 20\n"), Some(2.0));
         assert_eq!(parse_resident("Name:\tx\nVmRSS:\t    2048 kB\n"), Some(2 << 20));
         assert_eq!(parse_machine("cpu  100 0 50 900 30 5 45 0 0 0\ncpu0 1"), Some(2.0));
     }

@@ -15,6 +15,7 @@ use crate::command;
 use crate::console;
 use crate::host::Host;
 use crate::lab::{self, Lab, Settings};
+use crate::process;
 use crate::root_image::RootImage;
 use crate::test_guest::TestGuest;
 use crate::traffic::latency::percentile;
@@ -23,10 +24,12 @@ use crate::wait;
 #[derive(Debug, Serialize)]
 pub(super) struct Images {
     image_bytes: u64,
-    import_mb_per_s: f64,
-    verify_mb_per_s: f64,
-    /// Sequential, by nbdcopy.
-    nbd_read_mb_per_s: Option<f64>,
+    import: Rate,
+    verify: Rate,
+    /// Sequential, by nbdcopy, from a disk that nothing was read of.
+    nbd_first_read: Option<Rate>,
+    /// The same once more.
+    nbd_read: Option<Rate>,
     /// From `vm create` to the first answer by ssh, with the image on the same host.
     local_start_s: f64,
     /// The same with the image on another host.
@@ -39,14 +42,22 @@ pub(super) struct Images {
     second_version_moved_percent: f64,
 }
 
+/// How fast something went.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Rate {
+    mb_per_s: f64,
+    /// For each second of CPU time that the agent took.
+    per_core_mb_per_s: f64,
+}
+
 /// The one with the images.
 const SEED: &str = "delta";
 const OTHERS: [&str; 3] = ["alpha", "beta", "gamma"];
 const LINE: &str = "root tbf rate 100mbit burst 64kb latency 50ms";
 const IP: &str = "10.9.0.101";
 const BOOT_TIME_MAX: Duration = Duration::from_secs(120);
-/// Pieces of the second version that differ, as long as makes 2 % of it.
-const CHANGES: u64 = 20;
+/// Of the second version, one piece of this length differs in each fifty.
+const CHANGE_BYTES: u64 = 1 << 20;
 
 pub(super) fn measure(settings: &Settings, rounds: usize, image_mib: u64) -> Result<Images> {
     let settings = Settings { report: settings.report.join("images"), ..settings.clone() };
@@ -58,8 +69,9 @@ pub(super) fn measure(settings: &Settings, rounds: usize, image_mib: u64) -> Res
     lab.create_network("blue", &[])?;
     lab.place_guest("user", "beta", "blue")?;
 
-    let import_s = import(lab.host(SEED)?, image.path(), "root")?;
-    let verify_s = timed(|| lab.host(SEED)?.json(&["image", "verify", "root"]).map(drop))?;
+    let seed = lab.host(SEED)?;
+    let import = rate(seed, image_bytes, || import(seed, image.path(), "root"))?;
+    let verify = rate(seed, image_bytes, || seed.json(&["image", "verify", "root"]).map(drop))?;
     line(&lab, "add")?;
     OTHERS.iter().try_for_each(|name| await_image(lab.host(name)?, "root"))?;
     let one_copy_s = pull_all(&lab, &OTHERS[..1], "root")?;
@@ -67,12 +79,12 @@ pub(super) fn measure(settings: &Settings, rounds: usize, image_mib: u64) -> Res
     let three_copies_s = pull_all(&lab, &OTHERS, "root")?;
     let second_version_moved_percent = second_version(&lab, image.path(), image_bytes)?;
     let starts = starts(&lab, &guest, rounds, image_bytes)?;
-    let mb_per_s = |seconds: f64| image_bytes as f64 / 1e6 / seconds;
     let images = Images {
         image_bytes,
-        import_mb_per_s: mb_per_s(import_s),
-        verify_mb_per_s: mb_per_s(verify_s),
-        nbd_read_mb_per_s: starts.nbd_s.map(mb_per_s),
+        import,
+        verify,
+        nbd_first_read: starts.reads.map(|(first, _)| first),
+        nbd_read: starts.reads.map(|(_, again)| again),
         local_start_s: starts.local_s,
         remote_start_s: starts.remote_s,
         remote_start_moved_percent: starts.moved_percent,
@@ -88,10 +100,14 @@ impl Images {
     fn print(&self) {
         console::line(format!("\nAn image of {} MiB, behind a line of 100 Mbit/s:", self.image_bytes >> 20));
         let mut rows = vec![
-            at_least("import", self.import_mb_per_s, "MB/s", 400.0),
-            at_least("verify", self.verify_mb_per_s, "MB/s", 400.0),
+            at_least("import", self.import.per_core_mb_per_s, "MB/s per core", 400.0),
+            at_least("verify", self.verify.per_core_mb_per_s, "MB/s per core", 400.0),
         ];
-        rows.extend(self.nbd_read_mb_per_s.map(|rate| at_least("NBD, local, sequential", rate, "MB/s", 1000.0)));
+        for (name, rate) in [("NBD, local, first read", self.nbd_first_read), ("NBD, local, again", self.nbd_read)] {
+            rows.extend(rate.map(|rate| at_least(name, rate.mb_per_s, "MB/s", 1000.0)));
+            let per_core = |rate: Rate| format!("{:.0} MB/s per core of the agent", rate.per_core_mb_per_s);
+            rows.extend(rate.map(|rate| vec!["of it".to_owned(), per_core(rate), String::new(), String::new()]));
+        }
         rows.extend([
             figure("VM to ssh, local image", self.local_start_s, "s", f64::INFINITY),
             figure("VM to ssh, image elsewhere", self.remote_start_s / self.local_start_s, "times", 1.3),
@@ -116,9 +132,19 @@ fn line(lab: &Lab, verb: &str) -> Result<()> {
     command::run(&mut tc).map(drop)
 }
 
-fn import(host: &Host, path: &Path, name: &str) -> Result<f64> {
+fn import(host: &Host, path: &Path, name: &str) -> Result<()> {
     let path = path.to_str().context("An odd path")?;
-    timed(|| host.json(&["image", "import", path, "--name", name]).map(drop))
+    host.json(&["image", "import", path, "--name", name]).map(drop)
+}
+
+/// How fast the agent of `host` does a work of so many bytes.
+fn rate(host: &Host, bytes: u64, work: impl FnOnce() -> Result<()>) -> Result<Rate> {
+    let before = process::whole_cpu_seconds(host.pid()?)?;
+    let seconds = timed(work)?;
+    let cpu_seconds = process::whole_cpu_seconds(host.pid()?)? - before;
+    let megabytes = bytes as f64 / 1e6;
+    // Of a small image, less than what is counted.
+    Ok(Rate { mb_per_s: megabytes / seconds, per_core_mb_per_s: megabytes / cpu_seconds.max(0.01) })
 }
 
 fn timed(work: impl FnOnce() -> Result<()>) -> Result<f64> {
@@ -154,11 +180,10 @@ fn pull_all(lab: &Lab, hosts: &[&str], image: &str) -> Result<f64> {
 /// What part of a second version moves to a host that has the first, in percent.
 fn second_version(lab: &Lab, path: &Path, image_bytes: u64) -> Result<f64> {
     let file = fs::File::options().write(true).open(path)?;
-    let length = image_bytes / 50 / CHANGES;
-    for n in 0..CHANGES {
+    for n in 0..image_bytes / CHANGE_BYTES / 50 {
         // Not where chunks begin.
-        let at = image_bytes / CHANGES * n + 4096 * (n + 1);
-        let new: Vec<u8> = (0..length).map(|byte| (byte * (n + 3) % 251) as u8).collect();
+        let at = 50 * CHANGE_BYTES * n + 4096 * (n + 1);
+        let new: Vec<u8> = (0..CHANGE_BYTES).map(|byte| (byte * (n + 3) % 251) as u8).collect();
         file.write_all_at(&new, at)?;
     }
     drop(file);
@@ -175,7 +200,8 @@ struct Starts {
     local_s: f64,
     remote_s: f64,
     moved_percent: f64,
-    nbd_s: Option<f64>,
+    /// The first of a disk, and one more.
+    reads: Option<(Rate, Rate)>,
 }
 
 fn starts(lab: &Lab, guest: &TestGuest, rounds: usize, image_bytes: u64) -> Result<Starts> {
@@ -185,7 +211,7 @@ fn starts(lab: &Lab, guest: &TestGuest, rounds: usize, image_bytes: u64) -> Resu
     }
     host.json(&["image", "remove", "second"])?;
     let (mut local, mut remote, mut moved) = (Vec::new(), Vec::new(), Vec::new());
-    let mut nbd_s = None;
+    let mut reads = None;
     for _ in 0..rounds {
         let (before, _) = host.namespace().interface_bytes("lan")?;
         remote.push(start(lab, guest, host)?);
@@ -196,12 +222,12 @@ fn starts(lab: &Lab, guest: &TestGuest, rounds: usize, image_bytes: u64) -> Resu
         host.json(&["image", "pull", "root"])?;
         line(lab, "add")?;
         local.push(start(lab, guest, host)?);
-        nbd_s = read_disk(host)?;
+        reads = read_disk(host, image_bytes)?;
         host.json(&["vm", "delete", "one", "--force"])?;
         host.json(&["image", "remove", "root"])?;
     }
     let median = |values: &mut Vec<f64>| percentile(values, 50);
-    Ok(Starts { local_s: median(&mut local), remote_s: median(&mut remote), moved_percent: median(&mut moved), nbd_s })
+    Ok(Starts { local_s: median(&mut local), remote_s: median(&mut remote), moved_percent: median(&mut moved), reads })
 }
 
 /// Seconds from `vm create` to the first answer by ssh.
@@ -220,13 +246,14 @@ fn start(lab: &Lab, guest: &TestGuest, host: &Host) -> Result<f64> {
     })
 }
 
-/// Seconds that reading a whole disk takes, while the VM is there and quiet; nothing without nbdcopy.
-fn read_disk(host: &Host) -> Result<Option<f64>> {
+/// Reads a whole disk twice, while the VM is there and quiet; nothing without nbdcopy.
+fn read_disk(host: &Host, bytes: u64) -> Result<Option<(Rate, Rate)>> {
     if !command::is_installed("nbdcopy") {
         return Ok(None);
     }
     let sockets = fs::read_dir(host.state_dir().join("images/nbd"))?;
     let path = sockets.flatten().next().context("No disk is served")?.path();
     let uri = format!("nbd+unix:///?socket={}", path.display());
-    timed(|| command::run(Command::new("nbdcopy").args([&uri, "null:"])).map(drop)).map(Some)
+    let read = || rate(host, bytes, || command::run(Command::new("nbdcopy").args([&uri, "null:"])).map(drop));
+    Ok(Some((read()?, read()?)))
 }

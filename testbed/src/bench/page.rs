@@ -78,6 +78,9 @@ fn chart(bars: &[(&str, f64)]) -> String {
 fn content(value: &Value) -> String {
     match value {
         Value::Array(items) if items.iter().all(Value::is_object) && !items.is_empty() => table(items),
+        Value::Array(items) if items.iter().all(Value::is_number) => {
+            items.iter().map(content).collect::<Vec<_>>().join(", ")
+        }
         Value::Array(items) => items.iter().map(|item| format!("<p>{}</p>", content(item))).collect(),
         Value::Object(fields) => {
             let row =
@@ -110,8 +113,8 @@ fn number(value: f64) -> String {
 
 /// A key of the JSON as a phrase, its unit in brackets.
 fn words(name: &str) -> String {
-    let units = [("_gbit_s", "Gbit/s"), ("_s_per_gb", "s/GB"), ("_per_s", "1/s"), ("_bytes", "bytes")];
-    let short = [("_us", "us"), ("_ms", "ms"), ("_s", "s")];
+    let units = [("_gbit_s", "Gbit/s"), ("_mb_per_s", "MB/s"), ("_s_per_gb", "s/GB"), ("_per_s", "1/s")];
+    let short = [("_bytes", "bytes"), ("_percent", "%"), ("_us", "us"), ("_ms", "ms"), ("_s", "s")];
     let with_unit = units.iter().chain(&short).find_map(|(suffix, unit)| Some((name.strip_suffix(suffix)?, unit)));
     match with_unit {
         Some((name, unit)) => format!("{} ({unit})", name.replace('_', " ")),
@@ -147,10 +150,21 @@ mod tests {
         let tunnel = |name: &str, rate: f64| serde_json::json!({"name": name, "median": {"tcp_1_gbit_s": rate}});
         let report = serde_json::json!({
             "machine": {"kernel": "6.1 <x>"},
+            "vms": {"list_ms": [1.5, 2], "moved_percent": 3, "import_mb_per_s": 400},
             "tunnels": {"measured": [tunnel("virtuoso", 4.73), tunnel("tinc", 0.7)], "skipped": ["a: b & c"]},
         });
         let page = page(&report);
-        for part in ["6.1 &lt;x&gt;", "4.73", "class=ours", "tcp 1 (Gbit/s)", "a: b &amp; c", ">tinc<"] {
+        for part in [
+            "list (ms)<td>1.50, 2",
+            "moved (%)<td>3",
+            "import (MB/s)",
+            "6.1 &lt;x&gt;",
+            "4.73",
+            "class=ours",
+            "tcp 1 (Gbit/s)",
+            "a: b &amp; c",
+            ">tinc<",
+        ] {
             assert!(page.contains(part), "{part} is not in {page}");
         }
         assert!(!page.contains("<x>"));
