@@ -47,6 +47,9 @@ pub(super) struct Cgroup {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Group {
     dir: PathBuf,
+    /// What all VMs together weigh, where there is such a thing: as much as the machine's processors can carry. Else
+    /// they would have to share what one process gets.
+    all_vms: Option<(&'static str, String)>,
     /// Files and what is written into them.
     limits: Vec<(&'static str, String)>,
 }
@@ -81,13 +84,15 @@ impl Cgroup {
         let memory = spec.memory_bytes;
         let memory = (memory.saturating_add(memory / 16).saturating_add(OVERHEAD_BYTES)).to_string();
         let quota = Quota::of(spec.limits.cpu_percent);
+        let processors = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
         let controllers = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
         if controllers.split_whitespace().any(|controller| controller == "cpu") {
             let weight = (u64::from(spec.vcpus) * WEIGHT_V2).min(WEIGHT_V2_MAX).to_string();
             let time = quota.time_us.map_or_else(|| "max".to_owned(), |time| time.to_string());
             let time = format!("{time} {}", quota.period_us);
             let limits = vec![("cpu.weight", weight), ("cpu.max", time), ("memory.max", memory)];
-            return Self { groups: vec![Group { dir: root.join(place), limits }] };
+            let all_vms = Some(("cpu.weight", (processors * WEIGHT_V2).min(WEIGHT_V2_MAX).to_string()));
+            return Self { groups: vec![Group { dir: root.join(place), all_vms, limits }] };
         }
         let time = quota.time_us.map_or_else(|| NO_QUOTA.to_owned(), |time| time.to_string());
         let processor = vec![
@@ -98,9 +103,11 @@ impl Cgroup {
             ("cpu.cfs_quota_us", time),
         ];
         let mut groups = Vec::new();
-        for (controller, limits) in [("cpu", processor), ("memory", vec![("memory.limit_in_bytes", memory)])] {
+        let all_vms = Some(("cpu.shares", (processors * WEIGHT_V1).to_string()));
+        let memory = vec![("memory.limit_in_bytes", memory)];
+        for (controller, all_vms, limits) in [("cpu", all_vms, processor), ("memory", None, memory)] {
             if root.join(controller).join(limits[0].0).exists() || root.join(controller).join("tasks").exists() {
-                groups.push(Group { dir: root.join(controller).join(&place), limits });
+                groups.push(Group { dir: root.join(controller).join(&place), all_vms, limits });
             }
         }
         Self { groups }
@@ -121,6 +128,9 @@ impl Cgroup {
                 for dir in [root, parent] {
                     write(&dir.join("cgroup.subtree_control"), "+cpu +memory")?;
                 }
+            }
+            if let Some((file, weight)) = &group.all_vms {
+                write(&parent.join(file), weight)?;
             }
             group.limit()?;
             write(&group.dir.join("cgroup.procs"), &pid.to_string())?;

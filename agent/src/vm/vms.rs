@@ -262,8 +262,12 @@ impl Vms {
         let promised = self.parts.names.claim(&spec.name, spec.id.0).await?;
         self.coming().insert(spec.id.0, spec.clone());
         self.publish().await;
-        promised.keep().await;
-        self.make(spec, disk, start).await
+        let made = self.make(spec, disk, start).await;
+        // A VM that is not made needs no name: dropping the promise ends it.
+        if made.is_ok() {
+            promised.keep().await;
+        }
+        made
     }
 
     async fn make(self: &Arc<Self>, spec: Spec, disk: Option<DiskSource>, start: bool) -> anyhow::Result<()> {
