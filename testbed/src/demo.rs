@@ -96,7 +96,8 @@ impl Show {
         self.insert_a_disc()?;
         self.follow_addresses()?;
         self.need_no_agent()?;
-        self.own_the_image()
+        self.own_the_image()?;
+        self.move_a_vm()
     }
 
     fn import_an_image(&self, guest: &TestGuest) -> Result<()> {
@@ -186,6 +187,16 @@ impl Show {
             Ok((image["local"] == true, image.to_string()))
         })?;
         self.stage.run("alpha", "virtuoso image list").map(drop)
+    }
+
+    fn move_a_vm(&self) -> Result<()> {
+        say("A VM moves to another host while it runs. Its connections stay: a session from beta counts meanwhile.");
+        let count = "for n in 1 2 3 4 5 6 7 8; do echo tick $n; sleep 1; done";
+        let session = format!("virtuoso ssh -F ssh_config root@vm-8-1 '{count}' > session.txt &");
+        let wait = "sleep 2; virtuoso vm migrate vm-8-1 --to gamma; wait; cat session.txt";
+        let said = self.stage.run("beta", &format!("{session} {wait}"))?;
+        ensure!(said.contains("tick 8"), "The session did not last");
+        self.stage.run("beta", "virtuoso vm list").map(drop)
     }
 
     /// Runs words in a VM, from beta.

@@ -93,12 +93,27 @@ fn cdrom(lab: &mut Lab) -> Result<()> {
     lab.host("alpha")?.json(&["vm", "cdrom", "one", "eject"])?;
     let empty = console.shell("cat /dev/sr0 >/dev/null", WORDS_TIME_MAX)?;
     ensure!(empty.contains("No medium"), "The drive should be empty again: {empty:?}");
+    takes_an_image(lab, &guest, &mut console, &digest)?;
     let refusal = lab.host("gamma")?.refused(&["vm", "cdrom", "one", "insert", "/no/such.iso"], 4)?;
     ensure!(refusal.contains("/no/such.iso"), "Unclear: {refusal}");
 
     drop(console);
     survives_restarts(lab, &guest, &digest)?;
     user_goes_away(lab, &guest)
+}
+
+/// A disc that is an image of another host, and not on the VM's.
+fn takes_an_image(lab: &Lab, guest: &TestGuest, console: &mut Terminal, digest: &str) -> Result<()> {
+    lab.host("gamma")?.json(&["image", "import", guest.installer(), "--name", "disc"])?;
+    let alpha = lab.host("alpha")?;
+    wait::until_true("alpha to know the image", JOIN_TIME_MAX, || {
+        Ok((!alpha.list(&["image", "list"])?.is_empty(), "no image".to_owned()))
+    })?;
+    let shown = alpha.json(&["vm", "cdrom", "one", "insert", "--image", "disc"])?;
+    ensure!(shown["details"]["cdrom"]["source"] == "disc", "Not in the drive: {shown}");
+    console.shell("echo 3 >/proc/sys/vm/drop_caches", WORDS_TIME_MAX)?;
+    check_disc(console, digest)?;
+    alpha.json(&["vm", "cdrom", "one", "eject"]).map(drop)
 }
 
 /// Neither the agent of the VM's host nor that of the file's takes the disc with it.

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::{SLOW, Scenario};
 use crate::command;
+use crate::console;
 use crate::host::{Host, Start};
 use crate::lab::{self, JOIN_TIME_MAX, Lab};
 use crate::root_image::write_random;
@@ -28,7 +29,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         name: "image-full",
         about: "a disk that is too small or fills up in the middle of a pull: refused with numbers, nothing half-made stays",
         topology: SLOW,
-        tools: &["mount"],
+        tools: &["mount", "umount"],
         run: full_disk,
     },
 ];
@@ -81,14 +82,15 @@ fn full_disk(lab: &mut Lab) -> Result<()> {
     await_image(alpha)?;
     let store_dir = alpha.state_dir().join("images");
     lab.host_mut("alpha")?.terminate()?;
-    mount(&store_dir, 100)?;
+    let small = SmallDisk::mount(&store_dir, 100)?;
     lab.host_mut("alpha")?.start(&Start::alone())?;
     await_image(lab.host("alpha")?)?;
     let refused = lab.host("alpha")?.refused(&["image", "pull", "big"], 1)?;
     ensure!(refused.contains("No space") && refused.contains("MiB"), "Unclear: {refused}");
 
     lab.host_mut("alpha")?.terminate()?;
-    mount(&store_dir, 160)?;
+    drop(small);
+    let _small = SmallDisk::mount(&store_dir, 160)?;
     lab.host_mut("alpha")?.start(&Start::alone())?;
     lab.await_members(&["alpha", "beta", "gamma"], JOIN_TIME_MAX)?;
     await_image(lab.host("alpha")?)?;
@@ -115,10 +117,25 @@ fn image() -> Result<PathBuf> {
     Ok(path)
 }
 
-fn mount(directory: &Path, mib: u64) -> Result<()> {
-    let mut mount = Command::new("mount");
-    mount.args(["-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs"]).arg(directory);
-    command::run(&mut mount).map(drop)
+/// A file system that is soon full. The next lab needs its place.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(directory: &Path, mib: u64) -> Result<Self> {
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs"]).arg(directory);
+        command::run(&mut mount)?;
+        Ok(Self(directory.to_owned()))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: an agent may have files open there until its lab is taken down.
+        if let Err(error) = command::run(Command::new("umount").arg("--lazy").arg(&self.0)) {
+            console::complain(format!("{error:#}"));
+        }
+    }
 }
 
 fn kill_and_return(lab: &mut Lab, name: &str) -> Result<()> {
