@@ -1,7 +1,7 @@
 //! Discs: files of a user's machine in the CD-ROM drives of VMs on other hosts.
 //!
 //! The host that has the file keeps it on its shelf ([`Shelf`]) until the drive gives it back. The host of the VM reads
-//! it over one stream ([`RemoteDisc`]), a little ahead of the guest. Between the two stands a key that only these hosts
+//! it over one stream (`RemoteDisc`), a little ahead of the guest. Between the two stands a key that only these hosts
 //! know: whoever has it may read the disc.
 
 mod opened;

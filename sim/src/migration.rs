@@ -1,6 +1,6 @@
 //! One migration under every fault that there is: messages lost, doubled and late, streams that break, agents and
 //! hosts that die at any step, disks that refuse a write, operators who cancel. The two state machines are the real
-//! ones; QEMU, disks and streams are modelled ([`model`]). An oracle watches ([`Violation`]).
+//! ones; QEMU, disks and streams are modelled (`model`). An oracle watches (`Violation`).
 
 mod fault;
 mod model;
