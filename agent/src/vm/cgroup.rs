@@ -224,6 +224,9 @@ mod tests {
         for file in ["cgroup.procs", "cpu.weight", "cpu.max", "memory.max"] {
             fs::remove_file(dir.join(file)).unwrap();
         }
+        let all_vms = root.path().join("virtuoso/cpu.weight");
+        assert!(fs::read_to_string(&all_vms).unwrap().parse::<u64>().unwrap() >= WEIGHT_V2);
+        fs::remove_file(all_vms).unwrap();
         group.remove();
         assert!(!dir.exists() && !root.path().join("virtuoso").exists());
     }

@@ -313,14 +313,15 @@ async fn who_fetches_gives_what_has_come() {
     // The first has the only whole copy for itself, and that breaks off after a while for good.
     let seen = Arc::new(Swarm::default());
     let sent = seen.add(1, &from, Manner::Honest);
-    let slow = Pull { rate: Some(8 * CHUNK_BYTES as u64), ..pull_of(&image) };
+    let slow = Pull { rate: Some(2 * CHUNK_BYTES as u64), ..pull_of(&image) };
     let pulling = first.pull(slow, seen.clone(), watch::Sender::new(Progress::default()));
     let others = async {
         while sent.load(Ordering::Relaxed) < 10 {
             tokio::task::yield_now().await;
         }
         let known = Arc::new(Swarm::default());
-        let whole = known.add(1, &from, Manner::Honest);
+        // It must not be done before the other has said what it has.
+        let whole = known.add(1, &from, Manner::Breaks(20));
         let part = known.add(2, &first, Manner::Honest);
         pull(&second, &image, &known).await.unwrap();
         (whole.load(Ordering::Relaxed), part.load(Ordering::Relaxed))
@@ -330,7 +331,7 @@ async fn who_fetches_gives_what_has_come() {
         sent = others => sent,
     };
     assert!(is_whole(&second));
-    assert!(part > 0 && whole + part == 60, "{whole} of the whole copy, {part} of the other");
+    assert!(part > 0 && whole < 60, "{whole} of the whole copy, {part} of the other");
 }
 
 #[tokio::test]
