@@ -54,7 +54,6 @@ struct Rate {
 const SEED: &str = "delta";
 const OTHERS: [&str; 3] = ["alpha", "beta", "gamma"];
 const LINE: &str = "root tbf rate 100mbit burst 64kb latency 50ms";
-const IP: &str = "10.9.0.101";
 const BOOT_TIME_MAX: Duration = Duration::from_secs(120);
 /// Of the second version, one piece of this length differs in each fifty.
 const CHANGE_BYTES: u64 = 1 << 20;
@@ -212,16 +211,19 @@ fn starts(lab: &Lab, guest: &TestGuest, rounds: usize, image_bytes: u64) -> Resu
     host.json(&["image", "remove", "second"])?;
     let (mut local, mut remote, mut moved) = (Vec::new(), Vec::new(), Vec::new());
     let mut reads = None;
+    // Each VM has one of its own: whoever talks to the next would look for it at the last one's MAC for a while.
+    let mut ips = (101..=250).cycle().map(|number| format!("10.9.0.{number}"));
+    let mut next_start = || start(lab, guest, host, &ips.next().context("No address is left")?);
     for _ in 0..rounds {
         let (before, _) = host.namespace().interface_bytes("lan")?;
-        remote.push(start(lab, guest, host)?);
+        remote.push(next_start()?);
         let (after, _) = host.namespace().interface_bytes("lan")?;
         moved.push((after - before) as f64 * 100.0 / image_bytes as f64);
         host.json(&["vm", "delete", "one", "--force"])?;
         line(lab, "del")?;
         host.json(&["image", "pull", "root"])?;
         line(lab, "add")?;
-        local.push(start(lab, guest, host)?);
+        local.push(next_start()?);
         reads = read_disk(host, image_bytes)?;
         host.json(&["vm", "delete", "one", "--force"])?;
         host.json(&["image", "remove", "root"])?;
@@ -231,16 +233,16 @@ fn starts(lab: &Lab, guest: &TestGuest, rounds: usize, image_bytes: u64) -> Resu
 }
 
 /// Seconds from `vm create` to the first answer by ssh.
-fn start(lab: &Lab, guest: &TestGuest, host: &Host) -> Result<f64> {
-    let append = format!("{} vm.root=/dev/vda", guest.append("one", IP));
+fn start(lab: &Lab, guest: &TestGuest, host: &Host, ip: &str) -> Result<f64> {
+    let append = format!("{} vm.root=/dev/vda", guest.append("one", ip));
     let words = ["vm", "create", "one", "--kernel", guest.kernel(), "--initrd", guest.initrd(), "--append", &append];
     let more = ["--image", "root", "--memory", "128MiB", "--net", "blue"];
     timed(|| {
         host.json(&[&words, &more[..]].concat())?;
         let user = lab.guest("user")?.namespace();
-        wait::until(format!("ssh to {IP}"), BOOT_TIME_MAX, || {
+        wait::until(format!("ssh to {ip}"), BOOT_TIME_MAX, || {
             let mut ssh = user.command("/usr/bin/ssh");
-            ssh.args(guest.ssh_options()).arg(format!("root@{IP}")).arg("true");
+            ssh.args(guest.ssh_options()).arg(format!("root@{ip}")).arg("true");
             command::run(&mut ssh).map(|_| wait::Seen::Done(()))
         })
     })
