@@ -210,7 +210,10 @@ impl Core {
     fn unplug(&mut self, tap: &str) {
         let Some(nic) = self.guests.plugged.remove(tap) else { return };
         if let Ok(row) = self.find_network(&nic.network) {
-            self.plane.switch(move |switch, _| switch.unguard(row.id, nic.mac.0));
+            self.plane.switch(move |switch, now| {
+                switch.unguard(row.id, nic.mac.0);
+                switch.retire(now, row.id, nic.mac.0);
+            });
         }
     }
 

@@ -7,7 +7,7 @@ use crate::claims::{Claim, Ground, Verdict};
 use crate::drop_reason::DropReason;
 use crate::ids::{Epoch, HostId, Mac, NetworkId};
 use crate::limits::{
-    ASK_INTERVAL, CLAIM_IPS_MAX, CLAIMS_PER_NETWORK_MAX, CONFLICT_INTERVAL, DEPARTED_TIME, HOLD_TIME_MAX, LEAVING_TIME,
+    ASK_INTERVAL, CLAIM_IPS_MAX, CLAIMS_PER_NETWORK_MAX, CONFLICT_INTERVAL, HOLD_TIME_MAX, LEAVING_TIME,
     LOCAL_CLAIMS_MAX, LOCAL_IDLE_TIME, MESSAGE_CLAIMS_MAX, PROBE_TIME, REFUSED_TIME, RELEASE_BYTES, RELEASE_FRAMES,
     RELEASE_INTERVAL,
 };
@@ -45,7 +45,7 @@ impl Switch {
         let Some(binding) = self.binding(network, mac) else { return };
         match binding.state {
             State::Local { .. } => {
-                binding.state = State::Departed { since: now };
+                binding.state = State::departed(now);
                 self.set_deadline_in(now, network, mac, HOLD_TIME_MAX);
             }
             State::Probed { asker, .. } => self.grant(now, network, mac, asker),
@@ -54,6 +54,18 @@ impl Switch {
                 self.set_deadline(network, mac, None);
             }
             State::Departed { .. } | State::Remote => {}
+        }
+    }
+
+    /// The guest behind `mac` has ended and moves nowhere: its address is free as soon as what it had sent is through.
+    pub fn retire(&mut self, now: Instant, network: NetworkId, mac: Mac) {
+        self.depart(now, network, mac);
+        let end = now + LEAVING_TIME;
+        let Some(binding) = self.binding(network, mac) else { return };
+        if let State::Departed { until, .. } = &mut binding.state {
+            *until = end.min(*until);
+            self.drop_held(network, mac);
+            self.set_deadline(network, mac, Some(end));
         }
     }
 
@@ -174,7 +186,7 @@ impl Switch {
                 true
             }
             // A frame that was on its way when the port was taken out does not bring the address back.
-            State::Departed { since } if port.is_none() && now.since(*since) < LEAVING_TIME => true,
+            State::Departed { since, .. } if port.is_none() && now.since(*since) < LEAVING_TIME => true,
             State::Departed { .. } => {
                 self.hold_locally(now, network, mac, port);
                 true
@@ -302,7 +314,7 @@ impl Switch {
         let Some(binding) = segment.bindings.get_mut(&mac) else {
             // Claimed by an agent that has been restarted since: nothing here has it.
             let held = Claim::first(network, mac, me, epoch);
-            segment.bindings.insert(mac, Binding::new(now, held, State::Departed { since: now }));
+            segment.bindings.insert(mac, Binding::new(now, held, State::departed(now)));
             segment.local_count += 1;
             return self.grant(now, network, mac, asker);
         };
@@ -316,7 +328,7 @@ impl Switch {
             State::Remote if binding.claim.epoch < epoch => {
                 // We held it in an epoch that we do not remember.
                 let held = Claim::first(network, mac, me, epoch);
-                self.adopt(now, held, State::Departed { since: now });
+                self.adopt(now, held, State::departed(now));
                 self.grant(now, network, mac, asker);
             }
             State::Remote | State::Wanted { .. } | State::Refused => {
@@ -373,7 +385,7 @@ impl Switch {
             self.release_held(now, network, mac);
         } else {
             // The port that asked is gone again: we answer for the address until somebody else asks, and tell so.
-            self.adopt(now, claim.clone(), State::Departed { since: now });
+            self.adopt(now, claim.clone(), State::departed(now));
             self.announce(&claim);
             self.effects.push_back(SwitchEffect::Upward(Upward::Publish(claim)));
             self.set_deadline_in(now, network, mac, HOLD_TIME_MAX);
@@ -572,12 +584,12 @@ impl Switch {
                 self.refuse(now, network, mac, asker, port);
             }
             State::Probed { asker, .. } => self.grant(now, network, mac, asker),
-            State::Departed { since } => {
+            State::Departed { until, .. } => {
                 self.drop_held(network, mac);
-                if now.since(since) >= DEPARTED_TIME {
+                if now >= until {
                     self.withdraw(network, mac);
                 } else {
-                    self.set_deadline_in(now, network, mac, HOLD_TIME_MAX);
+                    self.set_deadline(network, mac, Some((now + HOLD_TIME_MAX).min(until)));
                 }
             }
             State::Wanted { seen, .. } if now.since(seen) >= LOCAL_IDLE_TIME => binding.state = State::Remote,

@@ -3,6 +3,7 @@
 use crate::claims::Claim;
 use crate::flood::FloodLimit;
 use crate::ids::{HostId, Mac, NetworkId};
+use crate::limits::DEPARTED_TIME;
 use crate::seeded::{SeededMap, SeededState};
 use crate::switch::hold::HeldFrames;
 use crate::switch::migrating::MoveCounts;
@@ -70,8 +71,9 @@ pub(super) enum State {
     },
     /// A host asked for a local address: looking for it on the bridge.
     Probed { port: Option<PortId>, asker: HostId, since: Instant, seen: Instant },
-    /// Claimed by this host, whose port has lost it: frames wait for the host that will ask.
-    Departed { since: Instant },
+    /// Claimed by this host, whose port has lost it: frames wait for the host that will ask, `until` nobody is expected
+    /// to any more.
+    Departed { since: Instant, until: Instant },
     /// Another host has it.
     Remote,
     /// A port shows an address that another host holds: the holder was asked.
@@ -139,6 +141,11 @@ impl Binding {
 }
 
 impl State {
+    /// Of an address that may show up at another host.
+    pub(super) fn departed(now: Instant) -> Self {
+        Self::Departed { since: now, until: now + DEPARTED_TIME }
+    }
+
     /// The interface of this host that shows the address, where it is known.
     pub(super) const fn port(&self) -> Option<PortId> {
         match self {
