@@ -1,11 +1,13 @@
 //! Measurements, reported and never judged by time: a table and a page for people, and a JSON file for comparisons.
 
 use anyhow::{Result, ensure};
+use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::bench::idle::Idle;
 use crate::bench::images::Images;
 use crate::bench::join::Join;
+use crate::bench::migrations::Migrations;
 use crate::bench::tunnels::Tunnels;
 use crate::bench::vms::Vms;
 use crate::bench::wan::Wan;
@@ -18,6 +20,7 @@ use crate::report::{self, Machine};
 mod idle;
 mod images;
 mod join;
+mod migrations;
 mod moves;
 mod page;
 mod peers;
@@ -41,6 +44,9 @@ pub(crate) struct Options {
     /// MiB of the image that is measured with
     #[arg(long, default_value_t = 1024)]
     image_mib: u64,
+    /// Moves of a running VM, there and back; a quarter of them over a long and narrow path
+    #[arg(long, default_value_t = 20)]
+    moves: usize,
     /// Only this tunnel (raw, vxlan, virtuoso, tinc, fastd, openvpn, n2n, vpncloud, quincy); may be repeated; by
     /// default all that are installed
     #[arg(long)]
@@ -63,6 +69,8 @@ enum Part {
     Images,
     /// From the question for a host to a reservation there, and the list of a thousand VMs
     Vms,
+    /// A VM moves while it runs, under echoes and TCP
+    Migrations,
 }
 
 #[derive(Debug, Serialize)]
@@ -82,20 +90,25 @@ struct Report {
     images: Option<Images>,
     #[serde(skip_serializing_if = "Option::is_none")]
     vms: Option<Vms>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    migrations: Option<Migrations>,
     /// Parts that failed, with the reason.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     failed: Vec<String>,
 }
 
 pub(crate) fn run(settings: &Settings, options: &Options) -> Result<()> {
-    ensure!(options.rounds > 0 && options.seconds > 0, "A measurement takes at least one round of one second");
+    ensure!(
+        options.rounds > 0 && options.seconds > 0 && options.moves > 0,
+        "A measurement takes at least one round of one second, and one move"
+    );
     let mut report = Report::new();
     let machine = &report.machine;
     console::line(format!(
         "Machine: {} x {}, Linux {}, load {}",
         machine.cpus, machine.processor, machine.kernel, machine.load
     ));
-    for part in [Part::Join, Part::Move, Part::Idle, Part::Tunnels, Part::Wan, Part::Images, Part::Vms] {
+    for &part in Part::value_variants() {
         if !options.parts.is_empty() && !options.parts.contains(&part) {
             continue;
         }
@@ -115,7 +128,7 @@ pub(crate) fn run(settings: &Settings, options: &Options) -> Result<()> {
 
 /// Whether VMs run while it is measured.
 pub(crate) fn want_vms(options: &Options) -> bool {
-    options.parts.is_empty() || options.parts.contains(&Part::Images)
+    options.parts.is_empty() || [Part::Images, Part::Migrations].iter().any(|part| options.parts.contains(part))
 }
 
 impl Report {
@@ -129,6 +142,7 @@ impl Report {
             wan: None,
             images: None,
             vms: None,
+            migrations: None,
             failed: Vec::new(),
         }
     }
@@ -140,6 +154,7 @@ impl Report {
             Part::Idle => self.idle = Some(idle::measure(settings)?),
             Part::Images => self.images = Some(images::measure(settings, options.rounds, options.image_mib)?),
             Part::Vms => self.vms = Some(vms::measure(settings, options.rounds)?),
+            Part::Migrations => self.migrations = Some(migrations::measure(settings, options)?),
             Part::Tunnels => self.tunnels = Some(tunnels::measure(settings, options)?),
             Part::Wan => self.wan = Some(wan::measure(settings, options)?),
         }

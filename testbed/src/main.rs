@@ -34,6 +34,7 @@ mod terminal;
 mod test_guest;
 mod topology;
 mod traffic;
+mod travelling_vm;
 mod wait;
 mod wan;
 

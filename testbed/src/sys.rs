@@ -146,6 +146,14 @@ pub(crate) fn open_tap(name: &str) -> io::Result<OwnedFd> {
     Ok(tap)
 }
 
+/// A socket for ICMP in the network namespace of the calling thread; it gives IPv4 packets with their headers.
+pub(crate) fn open_icmp() -> io::Result<OwnedFd> {
+    // SAFETY: takes only integers.
+    let fd = check(unsafe { libc::socket(libc::AF_INET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::IPPROTO_ICMP) })?;
+    // SAFETY: a fresh descriptor that nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// A packet socket on interface `name` of the calling thread's network namespace that sees every frame.
 pub(crate) fn open_packet(name: &str) -> io::Result<OwnedFd> {
     let protocol = (libc::ETH_P_ALL as u16).to_be();

@@ -1,19 +1,15 @@
 //! A VM moves to another host while it runs, and the network follows it.
 
-use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
 
 use super::{LAN, Scenario};
 use crate::command;
 use crate::host::Start;
 use crate::lab::{JOIN_TIME_MAX, Lab};
 use crate::test_guest::TestGuest;
-use crate::traffic::transfer::Transfer;
+use crate::travelling_vm::{BOOT_TIME_MAX, TravellingVm};
 use crate::wait;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -33,32 +29,20 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-const TOOLS: &[&str] = &["ping", "ssh", "qemu-img", TestGuest::QEMU];
+const TOOLS: &[&str] = TravellingVm::TOOLS;
 const IP: &str = "10.9.0.101";
-/// A guest boots in six seconds without KVM; the rest is for a loaded machine.
-const BOOT_TIME_MAX: Duration = Duration::from_secs(90);
 /// Its disk, as far as it is compared.
 const READ: &str = "echo 3 >/proc/sys/vm/drop_caches; dd if=/dev/vda bs=64k count=64 2>/dev/null | md5sum";
 
 fn there_and_back(lab: &mut Lab) -> Result<()> {
-    let guest = vm_on_alpha(lab)?;
-    let written =
-        ssh(lab, &guest, &format!("dd if=/dev/urandom of=/dev/vda bs=64k count=64 2>/dev/null; sync; {READ}"))?;
-    let echo: SocketAddr = format!("{IP}:7").parse()?;
+    lab.start_swarm()?;
+    let vm = TravellingVm::start(lab, &["--disk", "64MiB"], "", 1 << 20)?;
+    let written = vm.ssh(lab, &format!("dd if=/dev/urandom of=/dev/vda bs=64k count=64 2>/dev/null; sync; {READ}"))?;
     for to in ["beta", "alpha", "beta"] {
-        let transfer = Transfer::through_echo(lab.guest("user")?, echo, 1 << 20)?;
-        transfer.await_bytes(256 << 10, Duration::from_secs(30))?;
-        let ping = Ping::start(lab)?;
-        let report = lab.host("gamma")?.json(&["vm", "migrate", "one", "--to", to])?;
-        transfer.await_bytes(1 << 20, Duration::from_secs(30)).with_context(|| format!("After the move to {to}"))?;
-        let figures = transfer.finish()?;
-        let pinged = ping.finish()?;
-        lab.note(format!("to {to}: {} | {pinged} | TCP stalled {} ms", summary(&report), figures.stall_max_ms));
-        ensure!(pinged.lost.is_empty() && pinged.doubled == 0, "Echoes to {to} were lost: {:?}", pinged.lost);
-        ensure!(report["frames_lost"] == 0 && report["frames_duplicated"] == 0, "Frames were lost: {report}");
-        let vm = lab.host("gamma")?.json(&["vm", "show", "one"])?;
-        ensure!(vm["host_name"] == to && vm["state"] == "running", "It is not at {to}: {vm}");
-        ensure!(ssh(lab, &guest, READ)? == written, "The disk has changed on its way to {to}");
+        let journey = vm.travel(lab, to)?;
+        lab.note(journey.to_string());
+        journey.ensure_whole()?;
+        ensure!(vm.ssh(lab, READ)? == written, "The disk has changed on its way to {to}");
     }
     Ok(())
 }
@@ -180,23 +164,6 @@ fn vm_on_alpha(lab: &mut Lab) -> Result<TestGuest> {
     Ok(guest)
 }
 
-fn summary(report: &Value) -> String {
-    let number = |key: &str| report[key].as_f64().unwrap_or(f64::NAN);
-    format!(
-        "total {:.0} ms, downtime {:.1} ms, blackout {:.1} ms, {} forwarded, {} buffered, {} lost, {} doubled, {} bytes \
-         of memory, {} of disk",
-        number("total_ms"),
-        number("downtime_ms"),
-        number("blackout_ms"),
-        report["frames_forwarded"],
-        report["frames_buffered"],
-        report["frames_lost"],
-        report["frames_duplicated"],
-        report["bytes"]["memory"],
-        report["bytes"]["disk"],
-    )
-}
-
 /// Runs `words` in the VM as soon as its ssh server answers.
 fn ssh(lab: &Lab, guest: &TestGuest, words: &str) -> Result<String> {
     let user = lab.guest("user")?.namespace();
@@ -206,64 +173,3 @@ fn ssh(lab: &Lab, guest: &TestGuest, words: &str) -> Result<String> {
         command::run(&mut command).map(wait::Seen::Done)
     })
 }
-
-/// An echo each 5 ms, from the user's host to the VM.
-struct Ping(std::thread::JoinHandle<Result<String>>);
-
-/// What became of the echoes.
-struct Echoes {
-    answered: usize,
-    /// Those that no answer came to, but for the last ones, which may still be on their way.
-    lost: Vec<u64>,
-    doubled: usize,
-    /// The longest time between two answers.
-    gap_ms: f64,
-}
-
-impl Ping {
-    fn start(lab: &Lab) -> Result<Self> {
-        let user = lab.guest("user")?.namespace().clone();
-        Ok(Self(std::thread::spawn(move || {
-            let mut ping = user.command("ping");
-            let output = command::output(ping.args(["-n", "-D", "-i", "0.005", "-w", "8", IP]))?;
-            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-        })))
-    }
-
-    fn finish(self) -> Result<Echoes> {
-        let text = self.0.join().map_err(|_| anyhow::anyhow!("The pinging thread panicked"))??;
-        Echoes::read(&text).with_context(|| format!("Can't understand ping: {text}"))
-    }
-}
-
-impl Echoes {
-    /// Reads lines such as `[1700000000.123456] 64 bytes from 10.9.0.101: icmp_seq=5 ttl=64 time=1.23 ms`.
-    fn read(text: &str) -> Option<Self> {
-        let answers = text.lines().filter_map(|line| {
-            let time: f64 = line.strip_prefix('[')?.split(']').next()?.parse().ok()?;
-            let number: u64 = line.split("icmp_seq=").nth(1)?.split(' ').next()?.parse().ok()?;
-            Some((number, time))
-        });
-        let mut times: Vec<f64> = Vec::new();
-        let mut numbers = BTreeSet::new();
-        let mut doubled = 0;
-        for (number, time) in answers {
-            doubled += usize::from(!numbers.insert(number));
-            times.push(time);
-        }
-        let last = *numbers.last()?;
-        let lost = (1..last.saturating_sub(LATE_ECHOES)).filter(|number| !numbers.contains(number)).collect();
-        let gap = times.windows(2).map(|pair| pair[1] - pair[0]).fold(0.0, f64::max);
-        Some(Self { answered: numbers.len(), lost, doubled, gap_ms: gap * 1e3 })
-    }
-}
-
-impl std::fmt::Display for Echoes {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { answered, lost, doubled, gap_ms } = self;
-        write!(f, "{answered} echoes, {} lost, {doubled} doubled, longest gap {gap_ms:.0} ms", lost.len())
-    }
-}
-
-/// Echoes whose answers may come after ping has ended.
-const LATE_ECHOES: u64 = 20;
