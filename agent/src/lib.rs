@@ -20,6 +20,7 @@ pub mod name;
 pub mod names;
 mod nbd;
 pub mod netdev;
+mod shortage;
 pub mod size;
 pub mod state;
 pub mod swarm;

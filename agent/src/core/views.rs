@@ -9,7 +9,7 @@ use crate::control::model::{
     Port, Status, SwarmState, Vm, VmNetwork,
 };
 use crate::control::problem::ApiError;
-use crate::size::ByteSize;
+use crate::shortage::explain;
 use crate::swarm::bootstrap;
 use crate::text::Text;
 use crate::timestamp;
@@ -19,7 +19,7 @@ use std::time::Duration;
 use virtuoso_overlay::ids::{Digest, HostId, Mac, NetworkId};
 use virtuoso_overlay::membership::{Certificate, Roles};
 use virtuoso_overlay::switch;
-use virtuoso_overlay::table::{self, Body, HostRow, Key, NetworkRow, Shortage, Standing, VmRow, VmState};
+use virtuoso_overlay::table::{self, Body, HostRow, Key, NetworkRow, Standing, VmRow, VmState};
 use virtuoso_overlay::time::{Instant, UnixTime};
 
 impl Core {
@@ -396,23 +396,6 @@ impl Core {
             }
         }
         pending.into_values().collect()
-    }
-}
-
-/// A shortage with sizes as people read them.
-fn explain(shortage: &Shortage) -> String {
-    match shortage {
-        Shortage::Memory { free, wanted } => {
-            format!("{} of memory free, {} wanted", ByteSize(*free).rounded(), ByteSize(*wanted).rounded())
-        }
-        Shortage::Disk { free, wanted } => {
-            format!("{} of disk free, {} wanted", ByteSize(*free).rounded(), ByteSize(*wanted).rounded())
-        }
-        Shortage::Silent(_)
-        | Shortage::Draining
-        | Shortage::Vcpus { .. }
-        | Shortage::Label { .. }
-        | Shortage::Image(_) => shortage.to_string(),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::control::problem::{ApiError, ErrorCode};
 use crate::name::Name;
+use crate::shortage::explain_refusal;
 use crate::size::ByteSize;
 use virtuoso_overlay::vm::lifecycle::Denied;
 use virtuoso_overlay::vm::reservations::Refusal;
@@ -13,7 +14,7 @@ pub enum VmError {
     #[error("There is no VM {0} on this host: `virtuoso vm list` shows all")]
     NotFound(Name),
     /// There is no room.
-    #[error("This host has no room for VM {0}: {1}")]
+    #[error("This host has no room for VM {0}: {why}", why = explain_refusal(.1))]
     NoRoom(Name, Refusal),
     /// Another VM has the name, or gets it.
     #[error("There is a VM {name} already, on host {host}")]
@@ -52,7 +53,8 @@ pub enum VmError {
     Missing(String),
     /// The image does not fit on the disk.
     #[error(
-        "A disk of {} is smaller than image {image}, which has {image_bytes} bytes", ByteSize(*disk_bytes).rounded()
+        "A disk of {} is smaller than image {image}, which has {}",
+        ByteSize(*disk_bytes).rounded(), ByteSize(*image_bytes).rounded()
     )]
     SmallDisk {
         /// The image.

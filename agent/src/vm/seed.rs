@@ -56,11 +56,12 @@ fn user_data(spec: &Spec) -> anyhow::Result<String> {
 }
 
 /// Version 2 of cloud-init's own format. Interfaces are told apart by their addresses: what a guest's kernel calls them
-/// differs. A boot does not wait for one that gets no answer, as in a network without DHCP.
+/// differs. A boot does not wait for one in a network that may have no DHCP; were all optional, systemd would wait for
+/// two minutes for any of them.
 fn network_config(spec: &Spec) -> anyhow::Result<String> {
     let interface = |(index, nic): (usize, &Nic)| {
         let mac = nic.mac.to_string();
-        let settings = json!({"match": {"macaddress": mac}, "dhcp4": true, "optional": true});
+        let settings = json!({"match": {"macaddress": mac}, "dhcp4": true, "optional": nic.ip.is_none()});
         (format!("nic{index}"), settings)
     };
     let interfaces: serde_json::Map<_, _> = spec.nics.iter().enumerate().map(interface).collect();
@@ -88,6 +89,16 @@ mod tests {
         let nic = &config["ethernets"]["nic0"];
         assert_eq!((&config["version"], &nic["dhcp4"]), (&json!(2), &json!(true)));
         assert_eq!(nic["match"]["macaddress"], json!(spec().nics[0].mac.to_string()));
+    }
+
+    #[test]
+    fn a_boot_waits_only_for_an_address_that_comes() {
+        for ip in [None, Some("10.8.0.9".parse().unwrap())] {
+            let mut spec = spec();
+            spec.nics[0].ip = ip;
+            let config: serde_json::Value = serde_json::from_str(&network_config(&spec).unwrap()).unwrap();
+            assert_eq!(config["ethernets"]["nic0"]["optional"], json!(ip.is_none()));
+        }
     }
 
     /// Read by a program of another origin than the one that wrote it, with the names that cloud-init looks for.
