@@ -1,10 +1,11 @@
-//! The data plane: one thread that owns the UDP socket's receiving side, the links, the ports and the switch.
+//! The data plane: one thread that owns the UDP socket's receiving side, the ports and the switch, and on machines with
+//! many cores more of them, for the links.
 //!
 //! ```text
 //!  port (TAP) -> vnet header settled -> Switch::ingress -> link -> chunks -> QUIC datagrams -> UDP (GSO)
 //!  UDP (GRO) -> demux -> QUIC -> chunks -> Switch::egress -> vnet header rebuilt -> port (TAP)
 //! ```
-//! The switch decides, the engine does. The control plane shares the socket through a [`ControlPort`] and speaks to the
+//! What lies between switch and UDP on either way is a [`shard`]. The switch decides, the engine does. The control plane shares the socket through a [`ControlPort`] and speaks to the
 //! engine through an [`EngineHandle`]; it is never waited for. Nothing in here knows libp2p's swarm, bridges or the
 //! API.
 
@@ -20,12 +21,17 @@ mod lan;
 mod link;
 mod links;
 mod path;
+mod poller;
 mod port;
+mod priority;
 mod queue;
+mod shard;
+mod slots;
 mod socket;
 mod stats;
 mod stream;
 mod tap;
+mod threads;
 mod tls;
 mod transport;
 mod worker;
@@ -42,6 +48,7 @@ pub use port::PortConfig;
 pub use socket::Socket;
 pub use stats::{EngineInfo, LinkInfo, LinkState, PortInfo, TrafficCounters};
 pub use tap::TapOffloads;
+pub use threads::Threads;
 
 use anyhow::{Context, Result};
 use libp2p::identity::Keypair;
@@ -80,22 +87,32 @@ pub struct LinkSettings {
     pub congestion: Congestion,
     /// The most that a link sends, in Mbit/s; 0 is no limit.
     pub rate_mbit: u32,
+    /// Threads of the data plane.
+    pub threads: Threads,
 }
 
-/// Starts the engine's thread. The receiver yields what the control plane must know; it ends when the engine does.
+/// Starts the engine's threads. The receiver yields what the control plane must know; it ends when the engine does.
 ///
 /// # Errors
-/// If the key is of the wrong kind, or the thread or its descriptors can't be made.
+/// If the key is of the wrong kind, or the threads or their descriptors can't be made.
 pub fn start(config: EngineConfig) -> Result<(EngineHandle, mpsc::Receiver<EngineEvent>)> {
     let EngineConfig { socket, control, keypair, certificate, admit, switch, links: settings } = config;
-    let may_fragment = socket.may_fragment();
-    let links = links::Links::new(links::LinksConfig { keypair, certificate, admit, may_fragment, settings })?;
     let (sender, commands) = mpsc::channel(command::COMMANDS_MAX);
     let (events, receiver) = mpsc::channel(event::EVENTS_MAX);
     let wake = Arc::new(command::Wake::new().context("Can't make the engine's wake-up descriptor")?);
     let handle = EngineHandle::new(sender, Arc::clone(&wake));
     let events = event::EventSink::new(events);
-    let worker = worker::Worker::new(worker::Parts { socket, control, commands, wake, events, links, switch });
+    let clock = clock::Clock::new();
+    let links = links::Links::new(links::LinksConfig {
+        socket: Arc::clone(&socket),
+        keypair,
+        certificate,
+        admit,
+        settings,
+        clock,
+        wake: Arc::clone(&wake),
+    })?;
+    let worker = worker::Worker::new(worker::Parts { clock, links, switch, socket, control, commands, wake, events });
     std::thread::Builder::new()
         .name("engine".to_owned())
         .spawn(move || worker.run())

@@ -125,6 +125,13 @@ impl DropCounters {
         self.0[reason as usize] += 1;
     }
 
+    /// Adds what another one has counted.
+    pub fn add(&mut self, other: &Self) {
+        for (count, more) in self.0.iter_mut().zip(other.0) {
+            *count += more;
+        }
+    }
+
     /// How many frames died of `reason`.
     pub fn get(&self, reason: DropReason) -> u64 {
         self.0[reason as usize]
@@ -139,6 +146,16 @@ impl DropCounters {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counters_add_up() {
+        let (mut a, mut b) = (DropCounters::default(), DropCounters::default());
+        a.count(DropReason::Alone);
+        b.count(DropReason::Alone);
+        b.count(DropReason::Spoofed);
+        a.add(&b);
+        assert_eq!(a.iter().collect::<Vec<_>>(), [(DropReason::Alone, 2), (DropReason::Spoofed, 1)]);
+    }
 
     #[test]
     fn all_is_in_counter_order() {

@@ -28,7 +28,7 @@ const KEYS: &[(&str, Option<&[&str]>)] = &[
     ("labels", None),
     ("limits", Some(&["vcpus", "memory", "disk"])),
     ("dns", Some(&["listen"])),
-    ("links", Some(&["congestion", "rate_mbit"])),
+    ("links", Some(&["congestion", "rate_mbit", "threads"])),
     ("log", Some(&["level", "format"])),
 ];
 
@@ -173,6 +173,7 @@ mod tests {
             ("[labels]\n\"a b\" = 1", "agent.toml:1: Not a label: `a b`"),
             ("[log]\nlevel = \"loud=\"", "agent.toml:2: Bad value of `log.level`: Not a log level"),
             ("[log]\nformat = \"xml\"", "agent.toml:2: Bad value of `log.format`: unknown variant `xml`"),
+            ("[links]\nthreads = 65", "agent.toml:2: Bad value of `links.threads`: 65 threads are too many"),
             ("limits = 3", "agent.toml:1: Bad value of `limits`: invalid type"),
             ("name.x = 3", "agent.toml:1: Unknown key `name.x`: `name` is not a table"),
             ("name = \"a\"\nname = \"b\"", "agent.toml:2: duplicate key"),

@@ -35,6 +35,7 @@ listen = "off"
 [links]
 congestion = "cubic"
 rate_mbit = 250
+threads = 3
 
 [log]
 level = "debug"
@@ -64,7 +65,10 @@ fn the_file_sets_every_key() {
     assert_eq!(config.log.format, LogFormat::Json);
     assert!(!config.mdns);
     assert_eq!(config.dns.listen, DnsListen::Off);
-    assert_eq!(config.links, LinkSettings { congestion: Congestion::Cubic, rate_mbit: 250 });
+    assert_eq!(
+        config.links,
+        LinkSettings { congestion: Congestion::Cubic, rate_mbit: 250, threads: 3.try_into().unwrap() }
+    );
 }
 
 #[test]

@@ -173,10 +173,11 @@ impl Wake {
         let _ = (&self.event).write(&1u64.to_ne_bytes());
     }
 
-    /// Makes the descriptor wait again.
-    pub(super) fn clear(&self) {
+    /// Makes the descriptor wait again. Returns how often it was woken since.
+    pub(super) fn clear(&self) -> u64 {
+        let mut count = [0; 8];
         // It fails only when nobody woke.
-        let _ = (&self.event).read(&mut [0; 8]);
+        (&self.event).read(&mut count).map_or(0, |_| u64::from_ne_bytes(count))
     }
 }
 

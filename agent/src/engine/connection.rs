@@ -1,22 +1,24 @@
 //! One QUIC connection of the data plane: quinn-proto's state machine, the way its packets go, its message stream, and
-//! the frames that it packs and puts together again. Which connection serves a link is decided in [`super::links`].
+//! the frames that it packs and puts together again. It belongs to a [`super::shard`]; which connection serves a link
+//! is decided in [`super::links`].
 
 use super::LinkSettings;
 use super::clock::Tick;
 use super::congestion::{self, Congestion};
 use super::path::{Path, Route};
 use super::socket::{Outcome, Socket};
+use super::stats::{LinkInfo, TrafficCounters};
 use super::stream::{MessageStream, StreamError};
 use super::transport::DATAGRAM_BUFFER_BYTES;
 use bytes::Bytes;
 use quinn::udp::EcnCodepoint;
-use quinn_proto::{ConnectionHandle, VarInt};
-use std::net::SocketAddr;
+use quinn_proto::VarInt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use virtuoso_overlay::breaker::Breaker;
 use virtuoso_overlay::chunk::{Packer, Reassembler};
+use virtuoso_overlay::drop_reason::DropReason;
 use virtuoso_overlay::ids::HostId;
 use virtuoso_overlay::loss::LossMeter;
 use virtuoso_overlay::offload::{Gso, VnetHdr};
@@ -30,45 +32,28 @@ const SENDS_PER_TURN: usize = 4;
 /// of small packets should fill a send of the socket.
 const COMMITTED_BYTES_MAX: usize = 48 << 10;
 
-/// Who dialled.
+/// How far a connection is, as QUIC sees it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Role {
-    Dialler,
-    Acceptor,
-}
-
-/// How far a connection is. Frames are taken from [`Phase::Welcomed`] on and sent when it is [`Phase::Up`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Phase {
-    /// The QUIC handshake runs.
+pub(super) enum Stage {
+    /// The handshake runs.
     Handshake,
-    /// The peer's hello has not come.
-    Hello,
-    /// The dialler's hello was good, but a connection that this host dialled may win.
-    Held { until: Instant },
-    /// The dialler's hello was answered; its confirmation has not come.
-    Welcomed,
-    /// Both sides know that the other one has accepted.
-    Up,
+    /// The peer's key is proved.
+    Secured,
     /// Closed: QUIC drains.
     Closed,
 }
 
 /// A connection and what hangs on it.
 pub(super) struct Connection {
-    pub(super) handle: ConnectionHandle,
     pub(super) quic: quinn_proto::Connection,
-    /// The peer's address as QUIC knows it.
-    pub(super) name: SocketAddr,
     pub(super) route: Route,
-    pub(super) role: Role,
-    pub(super) phase: Phase,
-    /// When a connection that is not up by then is given up.
-    pub(super) setup_until: Instant,
-    /// The peer: whom this host dialled, or whose key the handshake proved.
-    pub(super) peer: Option<HostId>,
-    /// Which run of the peer's agent this is.
-    pub(super) instance: u64,
+    pub(super) stage: Stage,
+    /// The peer, once its certificate was accepted: frames are taken from then on.
+    pub(super) admitted: Option<HostId>,
+    /// Frames that this connection carried.
+    pub(super) traffic: TrafficCounters,
+    /// Frames that lacked a part and were delivered all the same.
+    pub(super) repaired: u64,
     pub(super) stream: MessageStream,
     pub(super) reassembler: Reassembler,
     packer: Packer,
@@ -110,26 +95,15 @@ pub(super) enum Sent {
 }
 
 impl Connection {
-    pub(super) fn new(
-        (handle, quic): (ConnectionHandle, quinn_proto::Connection),
-        name: SocketAddr,
-        route: Route,
-        peer: Option<HostId>,
-        setup_until: Instant,
-        settings: LinkSettings,
-    ) -> Self {
+    pub(super) fn new(quic: quinn_proto::Connection, route: Route, settings: LinkSettings) -> Self {
         let limit = congestion::breaker_of(&quic);
-        let role = if quic.side().is_client() { Role::Dialler } else { Role::Acceptor };
         Self {
-            handle,
             quic,
-            name,
             route,
-            role,
-            phase: Phase::Handshake,
-            setup_until,
-            peer,
-            instance: 0,
+            stage: Stage::Handshake,
+            admitted: None,
+            traffic: TrafficCounters::default(),
+            repaired: 0,
             stream: MessageStream::default(),
             reassembler: Reassembler::default(),
             packer: Packer::default(),
@@ -147,11 +121,6 @@ impl Connection {
         }
     }
 
-    /// Whether the peer's certificate was accepted.
-    pub(super) fn is_admitted(&self) -> bool {
-        matches!(self.phase, Phase::Welcomed | Phase::Up)
-    }
-
     /// Whether a packet can be handed to QUIC now: it holds less than a super-frame, be that one or many small ones.
     pub(super) fn has_room(&mut self, tick: Tick) -> bool {
         self.unsent.is_none()
@@ -159,9 +128,18 @@ impl Connection {
             && self.quic.datagrams().send_buffer_space() > DATAGRAM_BUFFER_BYTES - COMMITTED_BYTES_MAX
     }
 
-    /// Packs one packet (virtio-net header and frame); false if QUIC did not take all of it. HOT PATH.
-    pub(super) fn pack(&mut self, tick: Tick, header: &FrameHeader, packet: &[u8]) -> bool {
-        let Some(size) = self.quic.datagrams().max_size() else { return false };
+    /// Packs one packet (virtio-net header and frame) and counts it. HOT PATH.
+    pub(super) fn pack(&mut self, tick: Tick, header: &FrameHeader, packet: &[u8]) {
+        let size = self.quic.datagrams().max_size();
+        if size.is_some_and(|size| self.put(tick, size, header, packet)) {
+            self.traffic.sent(frame_bytes(packet));
+        } else {
+            self.traffic.drops.count(DropReason::QueueFull);
+        }
+    }
+
+    /// Cuts a packet into datagrams of `size` bytes; false if QUIC did not take all of it.
+    fn put(&mut self, tick: Tick, size: usize, header: &FrameHeader, packet: &[u8]) -> bool {
         let guarded = if self.loss.is_lossy() { header_bytes(packet) } else { 0 };
         let mut taken = true;
         let mut datagrams = self.quic.datagrams();
@@ -169,6 +147,34 @@ impl Connection {
         self.packer.push(size, guarded, &header.encode(), packet, &mut send);
         self.pace.spend(tick.now.mono, packet.len());
         taken
+    }
+
+    /// Hands the packets that arrived to `deliver`, and what is left of those that will not arrive any more. HOT PATH.
+    pub(super) fn unpack(&mut self, tick: Tick, deliver: &mut impl FnMut(&mut TrafficCounters, &[u8])) {
+        while let Some(datagram) = self.quic.datagrams().recv() {
+            let traffic = &mut self.traffic;
+            self.reassembler.feed(tick.now.mono, &datagram, |packet| deliver(traffic, packet));
+        }
+        let traffic = &mut self.traffic;
+        self.reassembler.settle(tick.now.mono, |packet| deliver(traffic, packet));
+        self.plan_repair(tick);
+        self.count_losses();
+    }
+
+    /// Drops the datagrams that arrived, and says how many they were.
+    pub(super) fn discard(&mut self) -> usize {
+        std::iter::from_fn(|| self.quic.datagrams().recv()).count()
+    }
+
+    fn count_losses(&mut self) {
+        let losses = self.reassembler.take_losses();
+        self.repaired += losses.repaired;
+        for _ in 0..losses.incomplete {
+            self.traffic.drops.count(DropReason::Incomplete);
+        }
+        for _ in 0..losses.malformed {
+            self.traffic.drops.count(DropReason::Malformed);
+        }
     }
 
     /// Notes how much the path loses. True when that has just opened the breaker.
@@ -181,7 +187,7 @@ impl Connection {
     }
 
     /// What limits how much is on its way, now.
-    pub(super) fn congestion(&self) -> Congestion {
+    fn congestion(&self) -> Congestion {
         match self.setting {
             Congestion::None if self.limit.load(Ordering::Relaxed) => Congestion::Cubic,
             setting => setting,
@@ -189,7 +195,7 @@ impl Connection {
     }
 
     /// Packets of one send on the path in use.
-    pub(super) fn segments_max(&self, socket: &Socket) -> usize {
+    fn segments_max(&self, socket: &Socket) -> usize {
         let is_unsegmented = self.unsegmented.is_some() && self.unsegmented == self.route.active();
         if is_unsegmented { 1 } else { socket.segments_max() }
     }
@@ -201,14 +207,29 @@ impl Connection {
     }
 
     /// Plans when frames that lack a part are given up.
-    pub(super) fn plan_repair(&mut self, tick: Tick) {
+    fn plan_repair(&mut self, tick: Tick) {
         let at = self.reassembler.deadline();
         self.repair_at = at.map(|at| tick.at + at.since(tick.now.mono));
     }
 
-    /// Takes the next datagram that came.
-    pub(super) fn next_datagram(&mut self) -> Option<Bytes> {
-        self.quic.datagrams().recv()
+    /// When something is due: QUIC's timers, a frame to give up, or more that may be sent.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        [self.deadline, self.repair_at, self.pace_at].into_iter().flatten().min()
+    }
+
+    /// Does what is due; false if nothing is.
+    pub(super) fn handle_timeouts(&mut self, tick: Tick) -> bool {
+        if self.next_deadline().is_none_or(|deadline| deadline > tick.at) {
+            return false;
+        }
+        if self.deadline.is_some_and(|deadline| deadline <= tick.at) {
+            self.quic.handle_timeout(tick.at);
+            self.deadline = self.quic.poll_timeout();
+        }
+        // They are planned anew when the connection is looked after.
+        self.repair_at = self.repair_at.filter(|at| *at > tick.at);
+        self.pace_at = self.pace_at.filter(|at| *at > tick.at);
+        true
     }
 
     /// Sends what QUIC has, in batches. `buffer` is the caller's, so that it is allocated once.
@@ -251,7 +272,7 @@ impl Connection {
 
     /// Closes the connection with a code and a text that the peer logs.
     pub(super) fn close(&mut self, tick: Tick, code: CloseCode, reason: &str) {
-        self.phase = Phase::Closed;
+        self.stage = Stage::Closed;
         self.quic.close(tick.at, VarInt::from_u32(code as u32), Bytes::copy_from_slice(reason.as_bytes()));
     }
 
@@ -261,6 +282,20 @@ impl Connection {
         // It was opened with the size that QUIC allows in this turn. Should discovery have found a black hole since,
         // the datagram is lost like any other that was too large.
         self.packer.flush(&mut |datagram| drop(datagrams.send(datagram, false)));
+    }
+
+    /// Adds what is known of this connection to the figures of its link.
+    pub(super) fn describe(&self, socket: &Socket, info: &mut LinkInfo) {
+        let path = self.quic.stats().path;
+        info.path = self.route.active().map(|path| path.to_string());
+        info.rtt = Some(path.rtt);
+        info.mtu_bytes = Some(path.current_mtu);
+        info.sent_packets = path.sent_packets;
+        info.lost_packets = path.lost_packets;
+        info.batch_packets = self.segments_max(socket);
+        info.congestion = self.congestion();
+        info.repaired_frames += self.repaired;
+        info.traffic.add(&self.traffic);
     }
 
     /// Sends to the active path, or to all candidates; false if the socket is full.
@@ -291,6 +326,11 @@ impl Connection {
         }
         true
     }
+}
+
+/// Bytes of the Ethernet frame in a packet.
+pub(super) fn frame_bytes(packet: &[u8]) -> usize {
+    packet.len().saturating_sub(VNET_BYTES)
 }
 
 /// Bytes of all headers of a super-frame, ours included; zero for a plain frame.

@@ -1,7 +1,8 @@
 //! This host's side of the networks: the switch, which decides, and the ports, to which its decisions apply.
 
 use super::clock::Tick;
-use super::links::{Links, frame_bytes};
+use super::connection::frame_bytes;
+use super::links::Links;
 use super::port::{Port, PortConfig};
 use super::stats::{PortInfo, TrafficCounters};
 use std::collections::BTreeMap;

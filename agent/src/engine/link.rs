@@ -1,6 +1,6 @@
-//! The link to one peer: what outlives its connections. Addresses, when to dial again, what waits, what was counted.
+//! The link to one peer: what outlives its connections. Addresses, when to dial again, and where its frames go.
 
-use super::queue::{LinkQueue, QUEUE_BYTES_MAX, QUEUE_BYTES_UNLINKED_MAX};
+use super::links::Place;
 use super::stats::{LinkState, TrafficCounters};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -28,12 +28,10 @@ pub(super) struct Link {
     pub(super) is_wanted: bool,
     /// When the next attempt is due.
     pub(super) retry_at: Option<Instant>,
-    /// What waits for the link.
-    pub(super) queue: LinkQueue,
-    /// Frames.
+    /// The shard that has its frames.
+    pub(super) place: Place,
+    /// Frames that are not counted in the shard: those that a crew brought, or had no room for.
     pub(super) traffic: TrafficCounters,
-    /// Frames that lacked a part and were delivered all the same.
-    pub(super) repaired: u64,
     /// Why the last attempt or connection ended.
     pub(super) error: Option<String>,
     failures: u32,
@@ -41,17 +39,16 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// A link that nobody has asked for. `seed` is the host's secret.
-    pub(super) fn new(seed: u64) -> Self {
+    /// A link that nobody has asked for.
+    pub(super) fn new(place: Place) -> Self {
         Self {
             addresses: Vec::new(),
             active: None,
             dialling: None,
             is_wanted: false,
             retry_at: None,
-            queue: LinkQueue::new(seed),
+            place,
             traffic: TrafficCounters::default(),
-            repaired: 0,
             error: None,
             failures: 0,
             up_since: None,
@@ -61,7 +58,6 @@ impl Link {
     /// The link is up by the connection in `slot`.
     pub(super) fn rise(&mut self, now: Instant, slot: u16) {
         self.active = Some(slot);
-        self.queue.flows().set_bytes_max(QUEUE_BYTES_MAX);
         self.dialling = None;
         self.retry_at = None;
         self.up_since = Some(now);
@@ -71,7 +67,6 @@ impl Link {
     /// The active connection is gone.
     pub(super) fn fall(&mut self, now: Instant, reason: String) {
         self.active = None;
-        self.queue.flows().set_bytes_max(QUEUE_BYTES_UNLINKED_MAX);
         self.error = Some(reason);
         if self.up_since.take().is_some_and(|since| now.duration_since(since) >= STABLE_TIME) {
             self.failures = 0;
@@ -141,7 +136,7 @@ mod tests {
     #[test]
     fn waits_grow_and_end() {
         let now = Instant::now();
-        let mut link = Link::new(0);
+        let mut link = Link::new(Place::Home);
         link.want(now);
         assert_eq!(link.retry_at, Some(now));
         let mut waits = Vec::new();
@@ -159,7 +154,7 @@ mod tests {
     #[test]
     fn a_short_life_does_not_end_the_row_of_failures() {
         let now = Instant::now();
-        let mut link = Link::new(0);
+        let mut link = Link::new(Place::Home);
         link.want(now);
         for _ in 0..5 {
             link.back_off(now, Duration::ZERO, 0);

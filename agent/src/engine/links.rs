@@ -4,20 +4,25 @@
 //! holds the other's connection back while its own is being made, and answers only one of them. So both sides agree
 //! on the connection, and a link's messages have one order.
 //!
+//! Connections begin in the shard at home and stay there, unless there are crews: then one that is up moves to the crew
+//! of its peer. What is decided here reaches either as an [`Order`], and both tell what happened as a [`Report`].
+//!
 //! Nothing here reads the socket or knows ports. The engine feeds packets and time, and takes [`LinkEvent`]s.
 
 mod admission;
 mod dialling;
-mod table;
+mod standing;
 
 use super::cid::{CurrentSlot, NO_SLOT, fill_random, slot_of};
-use super::clock::Tick;
-use super::connection::{CloseCode, Connection, Phase, Sent};
+use super::clock::{Clock, Tick};
+use super::command::Wake;
+use super::connection::{CloseCode, Connection};
 use super::link::Link;
 use super::path::{Path, Route};
-use super::queue::Spares;
+use super::shard::crew::{Crew, News};
+use super::shard::{Order, Report, Shard, Survey};
 use super::socket::Socket;
-use super::stats::{LinkInfo, TrafficCounters};
+use super::stats::{EngineInfo, LinkInfo, TrafficCounters};
 use super::{AdmissionCheck, LinkSettings, tls, transport};
 use admission::RefusalLog;
 use anyhow::Result;
@@ -25,14 +30,15 @@ use bytes::BytesMut;
 use libp2p::identity::Keypair;
 use quinn::udp::EcnCodepoint;
 use quinn_proto::{
-    ConnectionError, ConnectionHandle, DatagramEvent, Endpoint, EndpointConfig, Event, Incoming, ServerConfig,
+    ConnectionError, ConnectionHandle, DatagramEvent, Endpoint, EndpointConfig, EndpointEvent, Incoming, ServerConfig,
     TransportConfig,
 };
+use standing::{Phase, Role, Standing, Table};
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use table::Table;
+use tokio::sync::oneshot;
 use virtuoso_overlay::drop_reason::DropReason;
 use virtuoso_overlay::ids::HostId;
 use virtuoso_overlay::packet::PacketBuffer;
@@ -50,11 +56,14 @@ const SETUP_TIME: Duration = Duration::from_secs(5);
 /// How long the smaller host holds a connection back while its own is being made: a few round trips of a long path.
 const HOLD_TIME: Duration = Duration::from_secs(1);
 
-/// What waits for a link when its port is read no further: some of each conversation, among which the queue can choose.
-/// More would be read only to be dropped.
-const BACKLOG_BYTES_MAX: usize = 1 << 20;
-/// See [`BACKLOG_BYTES_MAX`].
-const BACKLOG_PACKETS_MAX: usize = 512;
+/// Which shard.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Place {
+    /// The one on the engine's thread.
+    Home,
+    /// The one of the crew with this index.
+    Crew(usize),
+}
 
 /// What happened to a link.
 #[derive(Debug, PartialEq, Eq)]
@@ -73,22 +82,23 @@ pub(super) enum LinkEvent {
 
 /// What [`Links`] needs to know about this host.
 pub(super) struct LinksConfig {
+    pub(super) socket: Arc<Socket>,
     pub(super) keypair: Keypair,
     pub(super) certificate: Vec<u8>,
     pub(super) admit: AdmissionCheck,
-    pub(super) may_fragment: bool,
     pub(super) settings: LinkSettings,
+    pub(super) clock: Clock,
+    /// Wakes the engine's thread.
+    pub(super) wake: Arc<Wake>,
 }
 
 /// All links.
 pub(super) struct Links {
     me: HostId,
+    socket: Arc<Socket>,
     keypair: Keypair,
     certificate: Vec<u8>,
     admit: AdmissionCheck,
-    /// Keeps guests from choosing conversations that share a queue.
-    seed: u64,
-    spares: Spares,
     settings: LinkSettings,
     /// Tells this run of the agent from an earlier one, so that peers drop connections to that one at once.
     instance: u64,
@@ -97,87 +107,78 @@ pub(super) struct Links {
     current: CurrentSlot,
     table: Table,
     links: BTreeMap<HostId, Link>,
-    /// Slots to look after in this turn.
-    touched: Vec<u16>,
+    home: Shard,
+    crews: Vec<Crew>,
+    /// What the crews have told.
+    reports: VecDeque<Report>,
     events: VecDeque<LinkEvent>,
     refusals: RefusalLog,
-    /// Whether the socket was full when a connection sent last.
-    is_blocked: bool,
     response: Vec<u8>,
-    outgoing: Vec<u8>,
-    /// Frames of peers that are not admitted, and what else has no link to be counted at.
-    pub(super) strays: TrafficCounters,
+    /// Frames that a crew brought of a peer that is admitted no longer.
+    strays: TrafficCounters,
 }
 
 impl Links {
     pub(super) fn new(config: LinksConfig) -> Result<Self> {
+        let LinksConfig { socket, keypair, certificate, admit, settings, clock, wake } = config;
         let current = CurrentSlot::new();
         let ids = current.clone();
-        let mut endpoint = EndpointConfig::new(Arc::new(tls::ResetKey::data(&config.keypair)?));
+        let mut endpoint = EndpointConfig::new(Arc::new(tls::ResetKey::data(&keypair)?));
         endpoint.cid_generator(move || Box::new(super::cid::DataCids(ids.clone())));
-        let transport = transport::config(config.may_fragment, config.settings.congestion);
-        let mut server = ServerConfig::with_crypto(Arc::new(tls::server(&config.keypair)?));
+        let may_fragment = socket.may_fragment();
+        let transport = transport::config(may_fragment, settings.congestion);
+        let mut server = ServerConfig::with_crypto(Arc::new(tls::server(&keypair)?));
         server.transport_config(Arc::clone(&transport)).migration(false);
-        let endpoint = Endpoint::new(Arc::new(endpoint), Some(Arc::new(server)), !config.may_fragment, None);
+        let endpoint = Endpoint::new(Arc::new(endpoint), Some(Arc::new(server)), !may_fragment, None);
         let (mut instance, mut seed) = ([0; 8], [0; 8]);
         fill_random(&mut instance);
         fill_random(&mut seed);
+        let seed = u64::from_be_bytes(seed);
+        let crews = 1..settings.threads.count();
+        let crews = crews.map(|number| Crew::start(number, Shard::new(Arc::clone(&socket), seed), clock, &wake));
         Ok(Self {
-            me: tls::host_id(&config.keypair)?,
-            keypair: config.keypair,
-            certificate: config.certificate,
-            admit: config.admit,
-            seed: u64::from_be_bytes(seed),
-            spares: Spares::default(),
-            settings: config.settings,
+            me: tls::host_id(&keypair)?,
+            keypair,
+            certificate,
+            admit,
+            settings,
             instance: u64::from_be_bytes(instance),
             endpoint,
             transport,
             current,
             table: Table::default(),
             links: BTreeMap::new(),
-            touched: Vec::new(),
+            home: Shard::new(Arc::clone(&socket), seed),
+            crews: crews.collect::<Result<_>>()?,
+            socket,
+            reports: VecDeque::new(),
             events: VecDeque::new(),
             refusals: RefusalLog::default(),
-            is_blocked: false,
             response: Vec::new(),
-            outgoing: Vec::new(),
             strays: TrafficCounters::default(),
         })
     }
 
     /// Takes one packet of the data plane. HOT PATH.
-    pub(super) fn receive(
-        &mut self,
-        tick: Tick,
-        socket: &Socket,
-        via: Path,
-        ecn: Option<EcnCodepoint>,
-        packet: BytesMut,
-    ) {
+    pub(super) fn receive(&mut self, tick: Tick, via: Path, ecn: Option<EcnCodepoint>, packet: BytesMut) {
         let Path::Direct(source) = via;
-        let remote = self.table.get(slot_of(&packet)).map_or(source, |connection| connection.name);
+        let remote = self.table.get(slot_of(&packet)).map_or(source, |standing| standing.name);
+        let bytes = packet.len();
         self.current.set(NO_SLOT);
         self.response.clear();
         match self.endpoint.handle(tick.at, remote, None, convert(ecn), packet, &mut self.response) {
             Some(DatagramEvent::ConnectionEvent(handle, event)) => {
                 let Some(slot) = self.table.slot(handle) else { return };
-                let Some(connection) = self.table.get_mut(slot) else { return };
-                connection.quic.handle_event(event);
-                let is_new = connection.phase == Phase::Handshake;
-                if is_new {
-                    connection.route.hear(via);
-                }
-                self.touch(slot);
-                if is_new {
-                    // At once, while it is known which way the packet came.
-                    self.look_after(tick, slot, Some(via));
+                match self.place_of(slot) {
+                    Some(Place::Home) => self.home.carry_out(tick, Order::Feed { slot, via: Some(via), event }),
+                    Some(Place::Crew(crew)) => self.crews[crew].feed(slot, via, event, bytes),
+                    None => {}
                 }
             }
-            Some(DatagramEvent::NewConnection(incoming)) => self.accept(tick, socket, source, incoming),
+            Some(DatagramEvent::NewConnection(incoming)) => self.accept(tick, source, incoming),
             Some(DatagramEvent::Response(transmit)) => {
                 // What a full socket swallows here, the peer asks for again.
-                let _ = socket.send(&self.response[..transmit.size], None, source, None);
+                let _ = self.socket.send(&self.response[..transmit.size], None, source, None);
             }
             None => {}
         }
@@ -188,50 +189,61 @@ impl Links {
         let names: Vec<SocketAddr> = self
             .table
             .iter()
-            .filter(|(_, connection)| connection.route.active() == Some(Path::Direct(from)))
-            .map(|(_, connection)| connection.name)
+            .filter(|(_, standing)| standing.path == Some(Path::Direct(from)))
+            .map(|(_, standing)| standing.name)
             .collect();
         for name in names {
             self.response.clear();
             let event = self.endpoint.handle(tick.at, name, None, None, BytesMut::from(packet), &mut self.response);
             if let Some(DatagramEvent::ConnectionEvent(handle, event)) = event
                 && let Some(slot) = self.table.slot(handle)
-                && let Some(connection) = self.table.get_mut(slot)
             {
-                connection.quic.handle_event(event);
-                self.touch(slot);
+                self.order(tick, slot, Order::Feed { slot, via: None, event });
             }
         }
     }
 
-    /// Looks after every connection that something happened to, and hands the packets that arrived to `deliver`.
-    pub(super) fn process(&mut self, tick: Tick, mut deliver: impl FnMut(HostId, &mut TrafficCounters, &[u8])) {
-        let mut index = 0;
-        while let Some(&slot) = self.touched.get(index) {
-            index += 1;
-            self.look_after(tick, slot, None);
-            self.unpack(tick, slot, &mut deliver);
+    /// Takes what the crews have, and hands the packets that arrived with them to `deliver`.
+    pub(super) fn collect(&mut self, mut deliver: impl FnMut(HostId, &mut TrafficCounters, &[u8])) {
+        let Self { table, links, crews, reports, strays, .. } = self;
+        for crew in crews {
+            crew.collect(|news| match news {
+                News::Packet(slot, packet) => {
+                    let host = table.get(slot).filter(|standing| standing.is_admitted()).and_then(|s| s.peer);
+                    match host.and_then(|host| Some((host, links.get_mut(&host)?))) {
+                        Some((host, link)) => deliver(host, &mut link.traffic, packet),
+                        None => strays.drops.count(DropReason::NotAdmitted),
+                    }
+                }
+                News::Report(report) => reports.push_back(report),
+            });
         }
+    }
+
+    /// Looks after every connection at home that something happened to, and hands the packets that arrived to `deliver`.
+    /// Crews see what there is for them.
+    pub(super) fn process(&mut self, tick: Tick, mut deliver: impl FnMut(HostId, &mut TrafficCounters, &[u8])) {
+        self.home.look_after();
+        self.take_reports(tick);
+        self.home.unpack(tick, |_, host, traffic, packet| deliver(host, traffic, packet));
+        self.publish();
     }
 
     /// Sends a packet (virtio-net header and frame) to `host`, or keeps it while there is no room or no link; then
     /// `packet` may get another buffer. HOT PATH.
     pub(super) fn send(&mut self, tick: Tick, host: HostId, header: &FrameHeader, packet: &mut PacketBuffer) {
-        let seed = self.seed;
-        let link = self.links.entry(host).or_insert_with(|| Link::new(seed));
-        let Link { queue, traffic, .. } = link;
-        let connection = link.active.and_then(|slot| self.table.get_mut(slot).map(|connection| (slot, connection)));
-        let Some((slot, connection)) = connection else {
-            queue.push(tick.now.mono, *header, packet, &mut self.spares, &mut traffic.drops, DropReason::NoLink);
+        let link = link_of(&mut self.links, self.crews.len(), host);
+        if link.active.is_none() {
             link.want(tick.at);
-            return;
-        };
-        if queue.is_empty() && connection.has_room(tick) {
-            pack(tick, connection, traffic, header, packet.as_ref());
-        } else {
-            queue.push(tick.now.mono, *header, packet, &mut self.spares, &mut traffic.drops, DropReason::QueueFull);
         }
-        self.touch(slot);
+        match link.place {
+            Place::Home => self.home.send(tick, host, header, packet),
+            Place::Crew(crew) => {
+                if !self.crews[crew].send(host, header, packet.as_ref()) {
+                    link.traffic.drops.count(DropReason::QueueFull);
+                }
+            }
+        }
     }
 
     /// As [`Links::send`] to each of `hosts`.
@@ -243,81 +255,70 @@ impl Links {
 
     /// Whether the link to `host` has so much to send that it need not get more in this turn.
     pub(super) fn is_behind(&self, host: HostId) -> bool {
-        self.links.get(&host).is_some_and(|link| {
-            link.queue.flow_bytes() > BACKLOG_BYTES_MAX || link.queue.flow_packets() > BACKLOG_PACKETS_MAX
-        })
+        match self.links.get(&host).map(|link| link.place) {
+            Some(Place::Home) => self.home.is_behind(host),
+            Some(Place::Crew(crew)) => self.crews[crew].is_full(),
+            None => false,
+        }
     }
 
     /// Sends a message to `host`. Without a link it is dropped: the switch tells a new link everything.
-    pub(super) fn send_message(&mut self, tick: Tick, host: HostId, message: &[u8]) {
-        let Some(slot) = self.links.get(&host).and_then(|link| link.active) else { return };
-        let Some(connection) = self.table.get_mut(slot) else { return };
-        if let Err(error) = connection.send_message(message) {
-            self.end(tick, slot, CloseCode::Protocol, &error.to_string());
+    pub(super) fn send_message(&mut self, tick: Tick, host: HostId, message: Vec<u8>) {
+        if let Some(slot) = self.links.get(&host).and_then(|link| link.active) {
+            self.order(tick, slot, Order::Message { slot, message });
         }
-        self.touch(slot);
     }
 
-    /// Sends what waits. True if a connection has more than one turn may send.
-    pub(super) fn transmit(&mut self, tick: Tick, socket: &Socket) -> bool {
-        self.is_blocked = false;
-        let mut unfinished = Vec::new();
-        let mut has_more = false;
-        for slot in std::mem::take(&mut self.touched) {
-            let Some(connection) = self.table.get_mut(slot) else { continue };
-            connection.is_touched = false;
-            let link =
-                connection.peer.and_then(|peer| self.links.get_mut(&peer)).filter(|link| link.active == Some(slot));
-            let mut waits = false;
-            if let Some(link) = link {
-                fill(tick, link, connection, &mut self.spares);
-                waits = !link.queue.is_empty();
-            }
-            let sent = connection.transmit(tick, socket, &mut self.outgoing);
-            self.is_blocked |= sent == Sent::Blocked;
-            has_more |= sent == Sent::Partly || (sent == Sent::All && waits && connection.has_room(tick));
-            connection.plan_pace(tick, waits);
-            if sent != Sent::All || waits {
-                unfinished.push(slot);
-            }
-            self.retire(slot);
-        }
-        for slot in unfinished {
-            self.touch(slot);
-        }
-        has_more
+    /// Sends what waits at home, and lets crews see what there is for them. True if a connection at home has more than
+    /// one turn may send.
+    pub(super) fn transmit(&mut self, tick: Tick) -> bool {
+        self.publish();
+        self.home.transmit(tick)
+    }
+
+    /// The thread is about to sleep. True if no crew has anything to tell: then it wakes the thread.
+    pub(super) fn rest(&mut self) -> bool {
+        self.crews.iter_mut().all(Crew::rest)
+    }
+
+    /// Whether a crew has so much to do that nothing more should be read. The thread is woken when that changes.
+    pub(super) fn is_full(&mut self) -> bool {
+        self.crews.iter_mut().any(Crew::wait_for_room)
+    }
+
+    /// Whether there are threads beside this one, which keep the packets that they are given for a while.
+    pub(super) fn has_crews(&self) -> bool {
+        !self.crews.is_empty()
+    }
+
+    /// Whether a crew has panicked: its links are lost, and the engine with them.
+    pub(super) fn is_broken(&self) -> bool {
+        self.crews.iter().any(Crew::is_gone)
     }
 
     /// Takes what happened.
-    pub(super) fn poll_event(&mut self) -> Option<LinkEvent> {
+    pub(super) fn poll_event(&mut self, tick: Tick) -> Option<LinkEvent> {
+        self.take_reports(tick);
         self.events.pop_front()
     }
 
     /// Whether the socket is full.
     pub(super) fn is_blocked(&self) -> bool {
-        self.is_blocked
+        self.home.is_blocked()
     }
 
     /// Gives up frames that wait for a link for too long, and notes what got lost.
     pub(super) fn expire(&mut self, tick: Tick) {
-        for link in self.links.values_mut() {
-            for _ in 0..link.queue.expire(tick.now.mono) {
-                link.traffic.drops.count(DropReason::NoLink);
-            }
-        }
-        for (_, connection) in self.table.iter_mut() {
-            if connection.sample_loss(tick) {
-                let host = connection.peer.map(|peer| peer.to_string());
-                tracing::info!(host, "The link loses much of what is sent: it gets a congestion window for a while");
-            }
-        }
+        self.home.expire(tick);
     }
 
-    /// Says goodbye on every connection.
-    pub(super) fn close_all(&mut self, tick: Tick) {
+    /// Says goodbye on every connection, and ends the crews when that is on the wire.
+    pub(super) fn stop(&mut self, tick: Tick) {
         for slot in self.table.slots() {
             self.end(tick, slot, CloseCode::Goodbye, "The host stops");
         }
+        self.home.transmit(tick);
+        self.crews.clear();
     }
 
     /// The certificate that peers are shown from now on.
@@ -325,36 +326,51 @@ impl Links {
         self.certificate = certificate;
     }
 
-    /// The links, by host.
-    pub(super) fn info(&self, now: Instant, socket: &Socket) -> Vec<LinkInfo> {
-        self.links.iter().map(|(host, link)| self.link_info(now, socket, *host, link)).collect()
+    /// Adds the links to `info`, has each crew add what it knows, and sends the whole to `done`.
+    pub(super) fn survey(&mut self, now: Instant, mut info: EngineInfo, done: oneshot::Sender<EngineInfo>) {
+        info.links = self.links.iter().map(|(host, link)| self.link_info(now, *host, link)).collect();
+        info.strays = self.strays;
+        self.home.describe(&mut info);
+        self.pass_on(Box::new(Survey { info, done, visited: 0 }));
     }
 
-    fn link_info(&self, now: Instant, socket: &Socket, host: HostId, link: &Link) -> LinkInfo {
-        let connection = link.active.or(link.dialling).and_then(|slot| self.table.get(slot));
-        let path = connection.map(|connection| connection.quic.stats().path);
-        LinkInfo {
-            host,
-            state: link.state(connection.is_some_and(|connection| connection.phase != Phase::Handshake)),
-            path: connection.and_then(|connection| connection.route.active()).map(|path| path.to_string()),
-            rtt: path.map(|path| path.rtt),
-            mtu_bytes: path.map(|path| path.current_mtu),
-            sent_packets: path.map_or(0, |path| path.sent_packets),
-            lost_packets: path.map_or(0, |path| path.lost_packets),
-            batch_packets: connection.map_or(0, |connection| connection.segments_max(socket)),
-            congestion: connection.map_or(self.settings.congestion, Connection::congestion),
-            repaired_frames: link.repaired,
-            queued_frames: link.queue.len() as u64,
-            marked_frames: link.queue.marked(),
-            traffic: link.traffic,
-            error: link.error.clone(),
-            age: link.age(now),
+    fn pass_on(&mut self, survey: Box<Survey>) {
+        match self.crews.get_mut(survey.visited) {
+            Some(crew) => crew.order(Order::Survey(survey)),
+            // An asker that no longer waits has no use for an answer.
+            None => drop(survey.done.send(survey.info)),
         }
     }
 
+    fn link_info(&self, now: Instant, host: HostId, link: &Link) -> LinkInfo {
+        let slot = link.active.or(link.dialling);
+        let is_secured = slot.and_then(|slot| self.table.get(slot)).is_some_and(|s| s.phase != Phase::Handshake);
+        let mut info = LinkInfo {
+            host,
+            state: link.state(is_secured),
+            path: None,
+            rtt: None,
+            mtu_bytes: None,
+            sent_packets: 0,
+            lost_packets: 0,
+            batch_packets: 0,
+            congestion: self.settings.congestion,
+            repaired_frames: 0,
+            queued_frames: 0,
+            marked_frames: 0,
+            traffic: link.traffic,
+            error: link.error.clone(),
+            age: link.age(now),
+        };
+        if let Some(slot) = link.dialling {
+            self.home.describe_connection(slot, &mut info);
+        }
+        info
+    }
+
     /// A peer dials.
-    fn accept(&mut self, tick: Tick, socket: &Socket, source: SocketAddr, incoming: Incoming) {
-        let arriving = self.table.iter().filter(|(_, connection)| connection.is_arriving()).count();
+    fn accept(&mut self, tick: Tick, source: SocketAddr, incoming: Incoming) {
+        let arriving = self.table.iter().filter(|(_, standing)| standing.is_arriving()).count();
         let slot = self.table.vacant().filter(|_| arriving < ARRIVING_MAX);
         let Some(slot) = slot else {
             self.endpoint.ignore(incoming);
@@ -363,78 +379,96 @@ impl Links {
         self.response.clear();
         if arriving >= ARRIVING_UNVALIDATED_MAX && incoming.may_retry() && !incoming.remote_address_validated() {
             if let Ok(transmit) = self.endpoint.retry(incoming, &mut self.response) {
-                let _ = socket.send(&self.response[..transmit.size], None, source, None);
+                let _ = self.socket.send(&self.response[..transmit.size], None, source, None);
             }
             return;
         }
         let name = incoming.remote_address();
         self.current.set(slot);
         match self.endpoint.accept(incoming, tick.at, &mut self.response, None) {
-            Ok(made) => {
-                let route = Route::accepted(Path::Direct(source));
-                let connection = Connection::new(made, name, route, None, tick.at + SETUP_TIME, self.settings);
-                self.table.insert(slot, connection);
-                self.touch(slot);
+            Ok((handle, quic)) => {
+                let path = Path::Direct(source);
+                let standing = Standing::new(handle, name, Role::Acceptor, None, tick.at + SETUP_TIME);
+                self.table.insert(slot, Standing { path: Some(path), ..standing });
+                self.adopt(tick, slot, Connection::new(quic, Route::accepted(path), self.settings));
             }
             Err(error) => {
                 tracing::debug!(%source, cause = %error.cause, "Data connection was not accepted");
                 if let Some(transmit) = error.response {
-                    let _ = socket.send(&self.response[..transmit.size], None, source, None);
+                    let _ = self.socket.send(&self.response[..transmit.size], None, source, None);
                 }
             }
         }
     }
 
-    /// Takes a connection's events, and does what its messages ask for.
-    fn look_after(&mut self, tick: Tick, slot: u16, via: Option<Path>) {
-        self.current.set(slot);
-        while let Some(connection) = self.table.get_mut(slot) {
-            let Some(event) = connection.quic.poll() else { break };
-            match event {
-                Event::Connected => self.on_connected(tick, slot, via),
-                Event::ConnectionLost { reason } => self.on_lost(tick, slot, &reason),
-                Event::HandshakeDataReady | Event::Stream(_) | Event::DatagramReceived | Event::DatagramsUnblocked => {}
+    /// Does what follows from what happened in the shards.
+    fn take_reports(&mut self, tick: Tick) {
+        while let Some(report) = self.reports.pop_front().or_else(|| self.home.poll_report()) {
+            match report {
+                Report::Secured { slot, peer, path } => self.on_secured(tick, slot, peer, path),
+                Report::Message { slot, message } => self.on_message(tick, slot, message),
+                Report::Lost { slot, reason } => self.on_lost(tick, slot, &reason),
+                Report::Failed { slot, reason } => self.end(tick, slot, CloseCode::Protocol, &reason),
+                Report::Endpoint { slot, event } => self.on_endpoint_event(tick, slot, event),
+                Report::Survey(mut survey) => {
+                    survey.visited += 1;
+                    self.pass_on(survey);
+                }
             }
         }
-        self.read_messages(tick, slot);
-        let Some(connection) = self.table.get_mut(slot) else { return };
-        if connection.phase != Phase::Closed
-            && let Err(error) = connection.stream.write(&mut connection.quic)
+    }
+
+    /// Lets the endpoint know of old and new connection ids. After a connection's last event its slot is free.
+    fn on_endpoint_event(&mut self, tick: Tick, slot: u16, event: EndpointEvent) {
+        let Some(handle) = self.table.get(slot).map(|standing| standing.handle) else { return };
+        let is_last = event.is_drained();
+        self.current.set(slot);
+        if let Some(event) = self.endpoint.handle_event(handle, event) {
+            self.order(tick, slot, Order::Feed { slot, via: None, event });
+        }
+        if is_last {
+            self.table.remove(slot);
+        }
+    }
+
+    /// A new connection begins at home.
+    fn adopt(&mut self, tick: Tick, slot: u16, connection: Connection) {
+        self.home.carry_out(tick, Order::Adopt { slot, connection: Box::new(connection) });
+    }
+
+    /// Moves a connection that is at home to another shard.
+    fn relocate(&mut self, tick: Tick, slot: u16, place: Place) {
+        let Some(standing) = self.table.get_mut(slot) else { return };
+        if standing.place != place
+            && let Some(connection) = self.home.release(slot)
         {
-            self.end(tick, slot, CloseCode::Protocol, &error.to_string());
-        }
-        self.exchange(slot);
-    }
-
-    /// Lets the connection and the endpoint tell each other of new and old connection ids.
-    fn exchange(&mut self, slot: u16) {
-        let Some(connection) = self.table.get_mut(slot) else { return };
-        self.current.set(slot);
-        while let Some(event) = connection.quic.poll_endpoint_events() {
-            if let Some(event) = self.endpoint.handle_event(connection.handle, event) {
-                connection.quic.handle_event(event);
-            }
+            standing.place = place;
+            self.order(tick, slot, Order::Adopt { slot, connection });
         }
     }
 
-    /// Hands the packets that the connection brought to `deliver`.
-    fn unpack(&mut self, tick: Tick, slot: u16, deliver: &mut impl FnMut(HostId, &mut TrafficCounters, &[u8])) {
-        let Some(connection) = self.table.get_mut(slot) else { return };
-        let admitted = connection.peer.filter(|_| connection.is_admitted());
-        let link = admitted.and_then(|peer| self.links.get_mut(&peer).map(|link| (peer, link)));
-        let Some((peer, link)) = link else {
-            while connection.next_datagram().is_some() {
-                self.strays.drops.count(DropReason::NotAdmitted);
-            }
-            return;
-        };
-        while let Some(datagram) = connection.next_datagram() {
-            let deliver = |packet: &[u8]| deliver(peer, &mut link.traffic, packet);
-            connection.reassembler.feed(tick.now.mono, &datagram, deliver);
+    /// Has an order carried out where the connection is.
+    fn order(&mut self, tick: Tick, slot: u16, order: Order) {
+        if let Some(place) = self.place_of(slot) {
+            self.order_at(tick, place, order);
         }
-        connection.reassembler.settle(tick.now.mono, |packet| deliver(peer, &mut link.traffic, packet));
-        connection.plan_repair(tick);
-        count_losses(connection, link);
+    }
+
+    fn order_at(&mut self, tick: Tick, place: Place, order: Order) {
+        match place {
+            Place::Home => self.home.carry_out(tick, order),
+            Place::Crew(crew) => self.crews[crew].order(order),
+        }
+    }
+
+    fn place_of(&self, slot: u16) -> Option<Place> {
+        self.table.get(slot).map(|standing| standing.place)
+    }
+
+    fn publish(&mut self) {
+        for crew in &mut self.crews {
+            crew.publish();
+        }
     }
 
     /// Ends the link to `host`, whose message could not be understood.
@@ -446,67 +480,18 @@ impl Links {
 
     /// The link to `host`, which is made if need be.
     fn link_mut(&mut self, host: HostId) -> &mut Link {
-        let seed = self.seed;
-        self.links.entry(host).or_insert_with(|| Link::new(seed))
-    }
-
-    /// Puts the connection on the list of those to look after and to send for.
-    fn touch(&mut self, slot: u16) {
-        if let Some(connection) = self.table.get_mut(slot)
-            && !connection.is_touched
-        {
-            connection.is_touched = true;
-            self.touched.push(slot);
-        }
-    }
-
-    /// Removes a connection that QUIC has finished with.
-    fn retire(&mut self, slot: u16) {
-        if self.table.get(slot).is_some_and(|connection| connection.quic.is_drained()) {
-            self.exchange(slot);
-            self.table.remove(slot);
-        }
+        link_of(&mut self.links, self.crews.len(), host)
     }
 }
 
-impl Connection {
-    /// Whether a peer dialled it and it is not up.
-    fn is_arriving(&self) -> bool {
-        self.role == super::connection::Role::Acceptor && !matches!(self.phase, Phase::Up | Phase::Closed)
+/// The link to `host`. A new one goes to the crew that has the fewest, if there are crews.
+fn link_of(links: &mut BTreeMap<HostId, Link>, crews: usize, host: HostId) -> &mut Link {
+    if crews > 0 && !links.contains_key(&host) {
+        let links_of = |crew: &usize| links.values().filter(|link| link.place == Place::Crew(*crew)).count();
+        let place = (0..crews).min_by_key(links_of).map_or(Place::Home, Place::Crew);
+        links.insert(host, Link::new(place));
     }
-}
-
-/// Hands waiting packets to QUIC while it has room.
-fn fill(tick: Tick, link: &mut Link, connection: &mut Connection, spares: &mut Spares) {
-    while connection.has_room(tick) {
-        let Some(queued) = link.queue.pop(tick.now.mono, spares, &mut link.traffic.drops) else { break };
-        pack(tick, connection, &mut link.traffic, &queued.header, queued.packet.as_ref());
-        spares.put(queued.packet);
-    }
-}
-
-fn pack(tick: Tick, connection: &mut Connection, traffic: &mut TrafficCounters, header: &FrameHeader, packet: &[u8]) {
-    if connection.pack(tick, header, packet) {
-        traffic.sent(frame_bytes(packet));
-    } else {
-        traffic.drops.count(DropReason::QueueFull);
-    }
-}
-
-fn count_losses(connection: &mut Connection, link: &mut Link) {
-    let (losses, traffic) = (connection.reassembler.take_losses(), &mut link.traffic);
-    link.repaired += losses.repaired;
-    for _ in 0..losses.incomplete {
-        traffic.drops.count(DropReason::Incomplete);
-    }
-    for _ in 0..losses.malformed {
-        traffic.drops.count(DropReason::Malformed);
-    }
-}
-
-/// Bytes of the Ethernet frame in a packet.
-pub(super) fn frame_bytes(packet: &[u8]) -> usize {
-    packet.len().saturating_sub(virtuoso_overlay::wire::frame::VNET_BYTES)
+    links.entry(host).or_insert_with(|| Link::new(Place::Home))
 }
 
 fn convert(ecn: Option<EcnCodepoint>) -> Option<quinn_proto::EcnCodepoint> {

@@ -3,6 +3,7 @@
 //! its own queue only.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::time::Duration;
 use virtuoso_overlay::drop_reason::{DropCounters, DropReason};
 use virtuoso_overlay::limits::HOLD_TOTAL_BYTES_MAX;
@@ -147,6 +148,17 @@ impl Spares {
         if packet.is_large() && self.0.len() < SPARES_MAX {
             self.0.push(packet);
         }
+    }
+
+    /// A large buffer with a copy of `packet`.
+    pub(super) fn holding(&mut self, packet: &[u8]) -> PacketBuffer {
+        let mut buffer = self.get();
+        let bytes = packet.len().min(PacketBuffer::BYTES);
+        let Ok(()) = buffer.fill(|room| {
+            room[..bytes].copy_from_slice(&packet[..bytes]);
+            Ok::<_, Infallible>(bytes)
+        });
+        buffer
     }
 
     fn get(&mut self) -> PacketBuffer {

@@ -31,6 +31,15 @@ impl TrafficCounters {
         self.rx_frames += 1;
         self.rx_bytes += bytes as u64;
     }
+
+    /// Adds what another one has counted.
+    pub(super) fn add(&mut self, other: &Self) {
+        self.tx_frames += other.tx_frames;
+        self.tx_bytes += other.tx_bytes;
+        self.rx_frames += other.rx_frames;
+        self.rx_bytes += other.rx_bytes;
+        self.drops.add(&other.drops);
+    }
 }
 
 /// What a link is doing.

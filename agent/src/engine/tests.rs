@@ -1,8 +1,10 @@
 //! Engines against each other on loopback, with packet sockets in place of TAPs.
 
-mod control;
-mod links;
-mod traffic;
+// The same tests twice.
+#[allow(clippy::duplicate_mod)]
+mod one_thread;
+#[allow(clippy::duplicate_mod)]
+mod three_threads;
 
 use super::*;
 use socket2::{Domain, Socket as RawSocket, Type};
@@ -70,12 +72,14 @@ const ALL: TapOffloads = TapOffloads { csum: true, tso: true, uso: true };
 /// A runtime for the control side, and the hosts' common view of time.
 struct Lab {
     runtime: Runtime,
+    threads: Threads,
 }
 
 impl Lab {
-    fn new() -> Self {
+    /// Engines with so many threads.
+    fn new(threads: u16) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        Self { runtime }
+        Self { runtime, threads: Threads::try_from(threads).unwrap() }
     }
 
     fn host(&self, options: &Options) -> Host {
@@ -96,7 +100,7 @@ impl Lab {
         });
         let switch = Switch::new(signer.clone(), signer, options.key.into());
         let certificate = options.certificate.to_vec();
-        let links = options.links;
+        let links = LinkSettings { threads: self.threads, ..options.links };
         let config = EngineConfig { socket, control: control.clone(), keypair, certificate, admit, switch, links };
         let (engine, events) = start(config).unwrap();
         let (ours, theirs) = RawSocket::pair(Domain::UNIX, Type::from(libc::SOCK_SEQPACKET), None).unwrap();

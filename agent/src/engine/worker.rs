@@ -1,10 +1,9 @@
-//! The engine's thread: one loop that owns everything of the data plane and waits in one place.
+//! The engine's thread: one loop that owns everything of the data plane but the crews, and waits in one place.
 //!
 //! A turn takes what the socket brought, then commands, then at most about one super-frame from each port, then
 //! timers, and sends last. It never polls without need: without work it sleeps until a descriptor or a timer is due.
 
-mod poller;
-mod priority;
+mod buffers;
 
 use super::clock::{Clock, Tick};
 use super::command::{Command, Wake};
@@ -14,22 +13,24 @@ use super::event::{EngineEvent, EventSink};
 use super::lan::Lan;
 use super::links::{LinkEvent, Links};
 use super::path::Path;
+use super::poller::Poller;
+use super::priority::Priority;
 use super::socket::{Socket, canonical};
-use super::stats::EngineInfo;
+use super::stats::{EngineInfo, TrafficCounters};
+use buffers::{Buffers, RECEIVE_BYTES};
 use bytes::BytesMut;
-use poller::{Poller, Ready};
-use priority::Priority;
 use quinn::udp::RecvMeta;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
+use virtuoso_overlay::ids::NetworkId;
 use virtuoso_overlay::moderation::Moderation;
 use virtuoso_overlay::packet::PacketBuffer;
 use virtuoso_overlay::switch::{Switch, SwitchEffect};
 
-/// Bytes that one receive can bring.
-const RECEIVE_BYTES: usize = 64 << 10;
+/// Packets of a receive that brought less than this are copied for a crew, so that they don't keep a large buffer.
+const SLICED_BYTES_MIN: usize = RECEIVE_BYTES / 4;
 
 /// Receives from the socket in one turn.
 const RECEIVES_PER_TURN: usize = 8;
@@ -38,54 +39,63 @@ const RECEIVES_PER_TURN: usize = 8;
 const COMMANDS_PER_TURN: usize = 32;
 
 /// Time between two looks for what waits for too long.
-const HOUSEKEEPING: Duration = Duration::from_millis(500);
+pub(super) const HOUSEKEEPING: Duration = Duration::from_millis(500);
 
-/// Everything that the thread owns.
+/// Places of descriptors in the poller; those of ports follow.
+const SOCKET: usize = 0;
+const WAKE: usize = 1;
+const PORTS: usize = 2;
+
+/// Everything that the thread owns. The links go first when it ends, and their crews with them: whoever sees that the
+/// events have ended may rely on it that the socket is closed.
 pub(super) struct Worker {
+    links: Links,
     clock: Clock,
     socket: Arc<Socket>,
     control: Option<Arc<ControlPort>>,
     commands: mpsc::Receiver<Command>,
     wake: Arc<Wake>,
     events: EventSink,
-    links: Links,
     lan: Lan,
     demux: Demux,
     poller: Poller,
+    /// The networks of the ports that were waited for last.
+    networks: Vec<NetworkId>,
     moderation: Moderation,
-    received: BytesMut,
+    buffers: Buffers,
     housekeeping_at: Instant,
 }
 
 /// What a new [`Worker`] is made of.
 pub(super) struct Parts {
+    pub(super) clock: Clock,
+    pub(super) links: Links,
+    pub(super) switch: Switch,
     pub(super) socket: Arc<Socket>,
     pub(super) control: Option<Arc<ControlPort>>,
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) wake: Arc<Wake>,
     pub(super) events: EventSink,
-    pub(super) links: Links,
-    pub(super) switch: Switch,
 }
 
 impl Worker {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { socket, control, commands, wake, events, links, switch } = parts;
-        let clock = Clock::new();
+        let Parts { clock, links, switch, socket, control, commands, wake, events } = parts;
         let tick = clock.tick();
         Self {
+            links,
             clock,
             socket,
             control,
             commands,
             wake,
             events,
-            links,
             lan: Lan::new(switch),
             demux: Demux::new(tick.now.mono),
             poller: Poller::default(),
+            networks: Vec::new(),
             moderation: Moderation::new(tick.now.mono),
-            received: BytesMut::new(),
+            buffers: Buffers::default(),
             housekeeping_at: tick.at,
         }
     }
@@ -95,24 +105,25 @@ impl Worker {
         let mut priority = Priority::new(self.clock.tick());
         let mut has_more = false;
         loop {
-            let timeout = if has_more { Duration::ZERO } else { self.timeout() };
-            self.poller.wait(&self.socket, self.links.is_blocked(), &self.wake, self.lan.ports(), timeout);
+            let reads = !self.links.is_full();
+            self.wait(has_more, reads);
             let tick = self.clock.tick();
             priority.review(tick);
-            if self.poller.is_ready(Ready::Socket) {
+            self.collect(tick);
+            if reads && self.poller.is_readable(SOCKET) {
                 self.read_socket(tick);
             }
-            if self.poller.is_ready(Ready::Wake) {
+            if self.poller.is_readable(WAKE) {
                 self.wake.clear();
                 if let Some(done) = self.take_commands(tick) {
                     self.stop(Some(done));
                     return;
                 }
             }
-            let pause = self.read_ports(tick);
+            let pause = if reads { self.read_ports(tick) } else { Duration::ZERO };
             self.handle_timeouts(tick);
             self.process_links(tick);
-            has_more = self.links.transmit(tick, &self.socket);
+            has_more = self.links.transmit(tick);
             self.events.flush();
             if !pause.is_zero() && !has_more {
                 std::thread::sleep(pause);
@@ -121,7 +132,28 @@ impl Worker {
                 self.stop(None);
                 return;
             }
+            if self.links.is_broken() {
+                tracing::error!("A thread of the data plane has failed: see the log for the reason");
+                return;
+            }
         }
+    }
+
+    /// Waits until there is something to do. While the socket is full it waits for room in it, and not for ports; and
+    /// for neither while a crew is behind.
+    fn wait(&mut self, has_more: bool, reads: bool) {
+        let timeout = if has_more || !self.links.rest() { Duration::ZERO } else { self.timeout() };
+        let is_blocked = self.links.is_blocked();
+        let incoming = if reads { libc::POLLIN } else { 0 };
+        self.poller.begin();
+        self.networks.clear();
+        self.poller.watch(&*self.socket, if is_blocked { incoming | libc::POLLOUT } else { incoming });
+        self.poller.watch(&*self.wake, libc::POLLIN);
+        for (network, port) in self.lan.ports() {
+            self.networks.push(*network);
+            self.poller.watch(port, if is_blocked { 0 } else { incoming });
+        }
+        self.poller.wait(timeout);
     }
 
     /// How long the loop may sleep though nothing comes.
@@ -134,7 +166,7 @@ impl Worker {
     fn read_socket(&mut self, tick: Tick) {
         for _ in 0..RECEIVES_PER_TURN {
             match self.receive() {
-                Ok(batch) => self.sort(tick, &batch),
+                Ok((batch, buffer)) => self.sort(tick, &batch, buffer),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => {
                     tracing::debug!(%error, "UDP receive failed");
@@ -146,29 +178,38 @@ impl Worker {
         }
     }
 
-    /// Receives one batch into `self.received`.
-    fn receive(&mut self) -> io::Result<RecvMeta> {
-        self.received.clear();
-        if self.received.capacity() < RECEIVE_BYTES && !self.received.try_reclaim(RECEIVE_BYTES) {
-            self.received = BytesMut::zeroed(RECEIVE_BYTES);
-            self.received.clear();
-        }
-        // SAFETY: the buffer has this capacity, and all of its memory was written when it was allocated.
-        unsafe { self.received.set_len(RECEIVE_BYTES) };
-        let result = self.socket.receive(&mut self.received);
-        self.received.truncate(result.as_ref().map_or(0, |batch| batch.len));
-        result
+    /// Takes what the crews have, and does what the switch wants about it.
+    fn collect(&mut self, tick: Tick) {
+        let Self { links, lan, .. } = self;
+        links.collect(|from, traffic, packet| lan.take(tick, from, traffic, packet));
+        lan.send_forwards(tick, links);
     }
 
-    /// Gives each packet of the batch in `self.received` to its plane. HOT PATH.
-    fn sort(&mut self, tick: Tick, batch: &RecvMeta) {
+    /// Receives one batch of packets, which fills its buffer.
+    fn receive(&mut self) -> io::Result<(RecvMeta, BytesMut)> {
+        let mut buffer = self.buffers.get();
+        match self.socket.receive(&mut buffer) {
+            Ok(batch) => {
+                buffer.truncate(batch.len);
+                Ok((batch, buffer))
+            }
+            Err(error) => {
+                self.buffers.put(buffer);
+                Err(error)
+            }
+        }
+    }
+
+    /// Gives each packet of a batch to its plane. HOT PATH.
+    fn sort(&mut self, tick: Tick, batch: &RecvMeta, mut buffer: BytesMut) {
         let source = canonical(batch.addr);
+        let is_sliced = !self.links.has_crews() || batch.len >= SLICED_BYTES_MIN;
         let mut for_control = false;
-        while !self.received.is_empty() {
-            let len = self.received.len().min(batch.stride.max(1));
-            let packet = self.received.split_to(len);
+        while !buffer.is_empty() {
+            let packet = buffer.split_to(buffer.len().min(batch.stride.max(1)));
+            let packet = if is_sliced { packet } else { BytesMut::from(&packet[..]) };
             match self.demux.sort(tick.now.mono, &packet) {
-                Class::Data => self.links.receive(tick, &self.socket, Path::Direct(source), batch.ecn, packet),
+                Class::Data => self.links.receive(tick, Path::Direct(source), batch.ecn, packet),
                 class @ (Class::Control | Class::Either) => {
                     if let Some(control) = &self.control {
                         control.push(&packet, batch);
@@ -181,6 +222,7 @@ impl Worker {
                 Class::Junk => {}
             }
         }
+        self.buffers.put(buffer);
         if for_control && let Some(control) = &self.control {
             control.wake();
         }
@@ -197,7 +239,7 @@ impl Worker {
     /// Tells the switch what happened to links, and does what the switch wants, until both have nothing left.
     fn carry_out(&mut self, tick: Tick) {
         loop {
-            if let Some(event) = self.links.poll_event() {
+            if let Some(event) = self.links.poll_event(tick) {
                 self.on_link_event(tick, event);
             } else if let Some(effect) = self.lan.switch.poll_effect() {
                 self.on_effect(tick, effect);
@@ -233,7 +275,7 @@ impl Worker {
     fn on_effect(&mut self, tick: Tick, effect: SwitchEffect) {
         match effect {
             SwitchEffect::Connect(host) => self.links.connect(tick, host),
-            SwitchEffect::Send { to, message } => self.links.send_message(tick, to, &message),
+            SwitchEffect::Send { to, message } => self.links.send_message(tick, to, message),
             SwitchEffect::Transmit { to, header, packet } => {
                 self.links.send(tick, to, &header, &mut PacketBuffer::holding(&packet));
             }
@@ -246,9 +288,9 @@ impl Worker {
     /// Returns how long to let packets gather before the next look.
     fn read_ports(&mut self, tick: Tick) -> Duration {
         let (mut packets, mut bytes) = (0, 0);
-        for index in 0..self.poller.networks().len() {
-            let network = self.poller.networks()[index];
-            if !self.poller.is_ready(Ready::Port(index)) {
+        for index in 0..self.networks.len() {
+            let network = self.networks[index];
+            if !self.poller.is_readable(PORTS + index) {
                 continue;
             }
             match self.lan.read_port(tick, network, &mut self.links) {
@@ -293,7 +335,10 @@ impl Worker {
         match command {
             // An asker that no longer waits has no use for an answer.
             Command::AddPort(port, done) => drop(done.send(self.lan.add_port(port))),
-            Command::Info(done) => drop(done.send(self.info())),
+            Command::Info(done) => {
+                let info = self.info();
+                self.links.survey(tick.at, info, done);
+            }
             Command::RemovePort(network) => {
                 self.lan.remove_port(tick, network);
             }
@@ -307,11 +352,12 @@ impl Worker {
         }
     }
 
+    /// What is known without the links.
     fn info(&self) -> EngineInfo {
         EngineInfo {
-            links: self.links.info(self.clock.tick().at, &self.socket),
+            links: Vec::new(),
             ports: self.lan.info(),
-            strays: self.links.strays,
+            strays: TrafficCounters::default(),
             demux: self.demux.counters(),
             send_errors: self.socket.send_errors(),
             events_lost: self.events.lost(),
@@ -322,8 +368,7 @@ impl Worker {
     /// Says goodbye, and tells `done` when that is on the wire.
     fn stop(&mut self, done: Option<oneshot::Sender<()>>) {
         let tick = self.clock.tick();
-        self.links.close_all(tick);
-        self.links.transmit(tick, &self.socket);
+        self.links.stop(tick);
         tracing::debug!("The data plane has stopped");
         if let Some(done) = done {
             let _ = done.send(());

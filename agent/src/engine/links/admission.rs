@@ -9,7 +9,6 @@
 //! ```
 //! A side that is up knows that the other one has accepted it, so its first frame is not dropped.
 
-use super::super::connection::Role;
 use super::*;
 
 /// Version of the exchange, first byte of a hello.
@@ -41,51 +40,30 @@ impl<'a> Hello<'a> {
 
 impl Links {
     /// The handshake is done: the peer's key is proved.
-    pub(super) fn on_connected(&mut self, tick: Tick, slot: u16, via: Option<Path>) {
-        let hello = self.hello();
-        let Some(connection) = self.table.get_mut(slot) else { return };
-        let peer = match tls::peer_of(&connection.quic) {
+    pub(super) fn on_secured(&mut self, tick: Tick, slot: u16, peer: Result<HostId, String>, path: Option<Path>) {
+        let peer = match peer {
             Ok(peer) if peer != self.me => peer,
             Ok(_) => return self.end(tick, slot, CloseCode::Protocol, "This is my own key"),
-            Err(error) => return self.end(tick, slot, CloseCode::Protocol, &error.to_string()),
+            Err(error) => return self.end(tick, slot, CloseCode::Protocol, &error),
         };
-        connection.peer = Some(peer);
-        connection.phase = Phase::Hello;
-        if let Some(via) = via {
-            connection.route.settle(via);
-        }
-        if connection.role == Role::Dialler {
-            connection.stream.open(&mut connection.quic);
-            if let Err(error) = connection.send_message(&hello) {
-                self.end(tick, slot, CloseCode::Protocol, &error.to_string());
-            }
-        }
-    }
-
-    /// Takes every message that the connection's phase allows.
-    pub(super) fn read_messages(&mut self, tick: Tick, slot: u16) {
-        while let Some(connection) = self.table.get_mut(slot) {
-            if matches!(connection.phase, Phase::Handshake | Phase::Held { .. } | Phase::Closed) {
-                return;
-            }
-            match connection.receive() {
-                Ok(Some(message)) => self.on_message(tick, slot, message),
-                Ok(None) => return,
-                Err(error) => return self.end(tick, slot, CloseCode::Protocol, &error.to_string()),
-            }
+        let Some(standing) = self.table.get_mut(slot).filter(|s| s.phase == Phase::Handshake) else { return };
+        standing.peer = Some(peer);
+        standing.path = path;
+        standing.phase = Phase::Hello;
+        if standing.role == Role::Dialler {
+            let message = self.hello();
+            self.order(tick, slot, Order::Message { slot, message });
         }
     }
 
     /// Answers the hello of a connection that a peer dialled.
     pub(super) fn welcome(&mut self, tick: Tick, slot: u16) {
-        let hello = self.hello();
-        let Some(connection) = self.table.get_mut(slot) else { return };
-        let Some(host) = connection.peer else { return };
-        connection.phase = Phase::Welcomed;
-        if let Err(error) = connection.send_message(&hello) {
-            return self.end(tick, slot, CloseCode::Protocol, &error.to_string());
-        }
-        self.touch(slot);
+        let Some(standing) = self.table.get_mut(slot) else { return };
+        let Some(host) = standing.peer else { return };
+        standing.phase = Phase::Welcomed;
+        let message = self.hello();
+        self.order(tick, slot, Order::Admit { slot, host });
+        self.order(tick, slot, Order::Message { slot, message });
         // Only one may come up. The larger host leaves the choice to the smaller one.
         let dialling = self.links.get(&host).and_then(|link| link.dialling);
         if let Some(dialling) = dialling.filter(|_| self.me < host) {
@@ -101,17 +79,18 @@ impl Links {
         self.events.push_back(LinkEvent::Refused { host, by_us: false, reason });
     }
 
-    fn on_message(&mut self, tick: Tick, slot: u16, message: Vec<u8>) {
-        let Some(connection) = self.table.get_mut(slot) else { return };
-        let Some(host) = connection.peer else { return };
-        match (connection.phase, connection.role) {
+    /// Takes a message that the connection's phase allows.
+    pub(super) fn on_message(&mut self, tick: Tick, slot: u16, message: Vec<u8>) {
+        let Some(standing) = self.table.get_mut(slot) else { return };
+        let Some(host) = standing.peer else { return };
+        match (standing.phase, standing.role) {
             (Phase::Hello, role) => {
                 let instance = match self.check(tick, host, &message) {
                     Ok(instance) => instance,
                     Err(reason) => return self.end(tick, slot, CloseCode::Refused, &reason),
                 };
-                if let Some(connection) = self.table.get_mut(slot) {
-                    connection.instance = instance;
+                if let Some(standing) = self.table.get_mut(slot) {
+                    standing.instance = instance;
                 }
                 match role {
                     Role::Dialler => self.rise(tick, slot, host),
@@ -120,6 +99,7 @@ impl Links {
             }
             (Phase::Welcomed, _) if message.is_empty() => self.rise(tick, slot, host),
             (Phase::Up, _) => self.events.push_back(LinkEvent::Message(host, message)),
+            (Phase::Closed, _) => {}
             _ => self.end(tick, slot, CloseCode::Protocol, "Message out of turn"),
         }
     }
@@ -140,17 +120,16 @@ impl Links {
 
     /// A peer dialled and is welcome: answer now, or hold it back because another connection may serve the link.
     fn decide(&mut self, tick: Tick, slot: u16, host: HostId) {
-        let Some(connection) = self.table.get(slot) else { return };
-        let instance = connection.instance;
+        let Some(instance) = self.table.get(slot).map(|standing| standing.instance) else { return };
         let Some(link) = self.links.get(&host) else { return };
         let active = link.active.and_then(|slot| self.table.get(slot));
         // A host dials only when it has no link. If it has restarted, that is so; else its packets may have crossed.
         let crossed = link.dialling.is_some() || active.is_some_and(|active| active.instance == instance);
         if self.me < host
             && crossed
-            && let Some(connection) = self.table.get_mut(slot)
+            && let Some(standing) = self.table.get_mut(slot)
         {
-            connection.phase = Phase::Held { until: tick.at + HOLD_TIME };
+            standing.phase = Phase::Held { until: tick.at + HOLD_TIME };
             return;
         }
         self.welcome(tick, slot);
@@ -158,16 +137,9 @@ impl Links {
 
     /// Both sides have accepted: this connection serves the link, and no other one does.
     fn rise(&mut self, tick: Tick, slot: u16, host: HostId) {
-        let Some(connection) = self.table.get_mut(slot) else { return };
-        connection.phase = Phase::Up;
-        let confirmed = match connection.role {
-            Role::Dialler => connection.send_message(&[]),
-            Role::Acceptor => Ok(()),
-        };
-        if let Err(error) = confirmed {
-            return self.end(tick, slot, CloseCode::Protocol, &error.to_string());
-        }
-        let path = connection.route.active().map(|path| path.to_string());
+        let Some(standing) = self.table.get_mut(slot) else { return };
+        standing.phase = Phase::Up;
+        let (role, path) = (standing.role, standing.path.map(|path| path.to_string()));
         for other in self.slots_of(host) {
             if other != slot {
                 self.end(tick, other, CloseCode::Duplicate, "Another connection serves the link");
@@ -175,9 +147,14 @@ impl Links {
         }
         let Some(link) = self.links.get_mut(&host) else { return };
         link.rise(tick.at, slot);
+        let place = link.place;
+        if role == Role::Dialler {
+            self.order(tick, slot, Order::Message { slot, message: Vec::new() });
+        }
+        self.relocate(tick, slot, place);
+        self.order(tick, slot, Order::Serve { slot, host });
         tracing::debug!(%host, path, "Link up");
         self.events.push_back(LinkEvent::Up(host));
-        self.touch(slot);
     }
 
     fn hello(&self) -> Vec<u8> {

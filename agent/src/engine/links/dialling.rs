@@ -31,41 +31,32 @@ impl Links {
         for slot in self.slots_of(host) {
             self.end(tick, slot, CloseCode::Forgotten, "The link is no longer wanted");
         }
-        self.links.remove(&host);
+        if let Some(link) = self.links.remove(&host) {
+            self.order_at(tick, link.place, Order::Forget(host));
+        }
     }
 
     /// When [`Links::handle_timeouts`] has something to do.
     pub(in super::super) fn deadline(&self) -> Option<Instant> {
-        let connections = self.table.iter().filter_map(|(_, connection)| connection.next_deadline());
+        let connections = self.table.iter().filter_map(|(_, standing)| standing.deadline());
         let links = self.links.values().filter_map(|link| link.retry_at);
-        connections.chain(links).min()
+        connections.chain(links).chain(self.home.deadline()).min()
     }
 
     /// Does what is due.
     pub(in super::super) fn handle_timeouts(&mut self, tick: Tick) {
-        for slot in self.table.slots() {
-            let Some(connection) = self.table.get_mut(slot) else { continue };
-            if connection.next_deadline().is_none_or(|deadline| deadline > tick.at) {
-                continue;
-            }
-            if connection.deadline.is_some_and(|deadline| deadline <= tick.at) {
-                connection.quic.handle_timeout(tick.at);
-                connection.deadline = connection.quic.poll_timeout();
-            }
-            // They are planned anew when the connection is looked after.
-            connection.repair_at = connection.repair_at.filter(|at| *at > tick.at);
-            connection.pace_at = connection.pace_at.filter(|at| *at > tick.at);
-            match connection.phase {
-                Phase::Held { until } if until <= tick.at => self.welcome(tick, slot),
-                Phase::Up | Phase::Closed => {}
-                _ if connection.setup_until <= tick.at => {
-                    let stage = if connection.phase == Phase::Handshake { "No answer" } else { "No hello" };
+        self.home.handle_timeouts(tick);
+        let is_due = |standing: &Standing| standing.deadline().is_some_and(|deadline| deadline <= tick.at);
+        let due = self.table.iter().filter(|(_, standing)| is_due(standing));
+        for (slot, phase) in due.map(|(slot, standing)| (slot, standing.phase)).collect::<Vec<_>>() {
+            match phase {
+                Phase::Held { .. } => self.welcome(tick, slot),
+                _ => {
+                    let stage = if phase == Phase::Handshake { "No answer" } else { "No hello" };
                     let reason = format!("{stage} within {} s", SETUP_TIME.as_secs());
                     self.end(tick, slot, CloseCode::Timeout, &reason);
                 }
-                _ => {}
             }
-            self.touch(slot);
         }
         let due = |link: &Link| link.retry_at.is_some_and(|at| at <= tick.at);
         let due: Vec<HostId> = self.links.iter().filter(|(_, link)| due(link)).map(|(host, _)| *host).collect();
@@ -76,24 +67,18 @@ impl Links {
 
     /// Closes a connection of ours, with consequences for its link.
     pub(super) fn end(&mut self, tick: Tick, slot: u16, code: CloseCode, reason: &str) {
-        let Some(connection) = self.table.get_mut(slot) else { return };
-        if connection.phase == Phase::Closed {
-            return;
-        }
-        connection.close(tick, code, reason);
-        self.touch(slot);
+        let Some(standing) = self.table.get_mut(slot).filter(|s| s.phase != Phase::Closed) else { return };
+        standing.phase = Phase::Closed;
+        self.order(tick, slot, Order::Close { slot, code, reason: reason.to_owned() });
         let wait = if code == CloseCode::Refused { REFUSED_RETRY } else { Duration::ZERO };
         self.on_ended(tick, slot, wait, reason.to_owned());
     }
 
     /// QUIC says that a connection is lost.
     pub(super) fn on_lost(&mut self, tick: Tick, slot: u16, reason: &ConnectionError) {
-        let Some(connection) = self.table.get_mut(slot) else { return };
-        if connection.phase == Phase::Closed {
-            return;
-        }
-        connection.phase = Phase::Closed;
-        let peer = connection.peer;
+        let Some(standing) = self.table.get_mut(slot).filter(|s| s.phase != Phase::Closed) else { return };
+        standing.phase = Phase::Closed;
+        let peer = standing.peer;
         let (wait, text) = match reason {
             ConnectionError::ApplicationClosed(close) if CloseCode::Refused.is(close) => {
                 let reason = text_of(close);
@@ -113,8 +98,8 @@ impl Links {
 
     /// The slots of connections with `host` that are not closed.
     pub(super) fn slots_of(&self, host: HostId) -> Vec<u16> {
-        let is_theirs = |connection: &Connection| connection.peer == Some(host) && connection.phase != Phase::Closed;
-        self.table.iter().filter(|(_, connection)| is_theirs(connection)).map(|(slot, _)| slot).collect()
+        let is_theirs = |standing: &Standing| standing.peer == Some(host) && standing.phase != Phase::Closed;
+        self.table.iter().filter(|(_, standing)| is_theirs(standing)).map(|(slot, _)| slot).collect()
     }
 
     /// Begins a connection to `host`.
@@ -139,13 +124,13 @@ impl Links {
         let name = stable_name(slot, self.table.next_generation());
         self.current.set(slot);
         match self.begin(tick, host, name) {
-            Ok(made) => {
-                let connection = Connection::new(made, name, route, Some(host), tick.at + SETUP_TIME, self.settings);
-                self.table.insert(slot, connection);
+            Ok((handle, quic)) => {
+                let until = tick.at + SETUP_TIME;
+                self.table.insert(slot, Standing::new(handle, name, Role::Dialler, Some(host), until));
+                self.adopt(tick, slot, Connection::new(quic, route, self.settings));
                 if let Some(link) = self.links.get_mut(&host) {
                     link.dialling = Some(slot);
                 }
-                self.touch(slot);
                 tracing::debug!(%host, "Dialling a data connection");
             }
             Err(error) => {
@@ -171,7 +156,7 @@ impl Links {
 
     /// A connection is closed: what its link does now.
     fn on_ended(&mut self, tick: Tick, slot: u16, wait: Duration, reason: String) {
-        let Some(host) = self.table.get(slot).and_then(|connection| connection.peer) else { return };
+        let Some(host) = self.table.get(slot).and_then(|standing| standing.peer) else { return };
         let Some(link) = self.links.get_mut(&host) else { return };
         if link.active == Some(slot) {
             link.fall(tick.at, reason.clone());
@@ -195,22 +180,10 @@ impl Links {
         if link.is_none_or(|link| link.active.is_some() || link.dialling.is_some()) {
             return;
         }
-        let is_held = |slot: &u16| matches!(self.table.get(*slot).map(|c| c.phase), Some(Phase::Held { .. }));
+        let is_held = |slot: &u16| matches!(self.table.get(*slot).map(|s| s.phase), Some(Phase::Held { .. }));
         if let Some(slot) = self.slots_of(host).into_iter().find(is_held) {
             self.welcome(tick, slot);
         }
-    }
-}
-
-impl Connection {
-    /// When something is due: QUIC's timers, the end of holding back, or of the time to come up.
-    fn next_deadline(&self) -> Option<Instant> {
-        let own = match self.phase {
-            Phase::Held { until } => Some(until),
-            Phase::Handshake | Phase::Hello | Phase::Welcomed => Some(self.setup_until),
-            Phase::Up | Phase::Closed => None,
-        };
-        [self.deadline, self.repair_at, self.pace_at, own].into_iter().flatten().min()
     }
 }
 

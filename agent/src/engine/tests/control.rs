@@ -49,7 +49,7 @@ async fn serve_echo(endpoint: quinn::Endpoint) {
 
 #[test]
 fn both_planes_work_on_one_port_while_data_flows() {
-    let lab = Lab::new();
+    let lab = lab();
     let (a, _) = lab.host_with_control(&Options::key(1));
     let (mut b, control) = lab.host_with_control(&Options { has_control: true, ..Options::key(2) });
     let control = control.unwrap();
@@ -83,7 +83,7 @@ fn both_planes_work_on_one_port_while_data_flows() {
 
 #[test]
 fn a_control_endpoint_dials_from_the_shared_port() {
-    let lab = Lab::new();
+    let lab = lab();
     let (_a, port_a) = lab.host_with_control(&Options { has_control: true, ..Options::key(1) });
     let (b, port_b) = lab.host_with_control(&Options { has_control: true, ..Options::key(2) });
     let dialler = endpoint(&lab, 1, port_a.unwrap());
@@ -97,7 +97,7 @@ fn a_control_endpoint_dials_from_the_shared_port() {
 
 #[test]
 fn a_batch_of_both_planes_is_sorted_packet_by_packet() {
-    let lab = Lab::new();
+    let lab = lab();
     let (b, control) = lab.host_with_control(&Options { has_control: true, ..Options::key(2) });
     let sender = Socket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let mut batch = Vec::new();
@@ -113,7 +113,7 @@ fn a_batch_of_both_planes_is_sorted_packet_by_packet() {
 
 #[test]
 fn noise_hurts_neither_plane() {
-    let lab = Lab::new();
+    let lab = lab();
     let (b, _control) = lab.host_with_control(&Options { has_control: true, ..Options::key(2) });
     let sender = Socket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let mut noise = [0; 1200];

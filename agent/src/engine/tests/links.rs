@@ -5,7 +5,7 @@ use quinn_proto::{ClientConfig, Endpoint, EndpointConfig};
 
 #[test]
 fn both_sides_dial_and_one_connection_serves_the_link() {
-    let lab = Lab::new();
+    let lab = lab();
     let (mut a, mut b) = lab.pair();
     lab.expect_up(&mut a, &b);
     lab.expect_up(&mut b, &a);
@@ -23,7 +23,7 @@ fn both_sides_dial_and_one_connection_serves_the_link() {
 
 #[test]
 fn a_refused_certificate_is_told_to_both_sides() {
-    let lab = Lab::new();
+    let lab = lab();
     let mut a = lab.host(&Options::key(1));
     let mut b = lab.host(&Options { certificate: b"forged", ..Options::key(2) });
     lab.introduce(&b, &a);
@@ -41,7 +41,7 @@ fn a_refused_certificate_is_told_to_both_sides() {
 
 #[test]
 fn a_new_certificate_is_shown_at_the_next_attempt() {
-    let lab = Lab::new();
+    let lab = lab();
     let mut a = lab.host(&Options::key(1));
     let mut b = lab.host(&Options { certificate: b"", ..Options::key(2) });
     lab.introduce(&b, &a);
@@ -57,7 +57,7 @@ fn a_new_certificate_is_shown_at_the_next_attempt() {
 
 #[test]
 fn a_wrong_host_at_the_address_is_not_taken_for_the_right_one() {
-    let lab = Lab::new();
+    let lab = lab();
     let a = lab.host(&Options::key(1));
     let b = lab.host(&Options::key(2));
     let other = HostId([9; 32]);
@@ -71,7 +71,7 @@ fn a_wrong_host_at_the_address_is_not_taken_for_the_right_one() {
 
 #[test]
 fn a_link_without_address_asks_for_one() {
-    let lab = Lab::new();
+    let lab = lab();
     let mut a = lab.host(&Options::key(1));
     let mut b = lab.host(&Options::key(2));
     let peer = b.id;
@@ -84,7 +84,7 @@ fn a_link_without_address_asks_for_one() {
 
 #[test]
 fn dead_addresses_beside_the_right_one_do_no_harm() {
-    let lab = Lab::new();
+    let lab = lab();
     let mut a = lab.host(&Options::key(1));
     let b = lab.host(&Options::key(2));
     let dead = ["127.0.0.1:1".parse().unwrap(), "[::1]:1".parse().unwrap(), "240.1.1.1:5".parse().unwrap()];
@@ -99,7 +99,7 @@ fn dead_addresses_beside_the_right_one_do_no_harm() {
 
 #[test]
 fn goodbye_ends_the_link_at_once() {
-    let lab = Lab::new();
+    let lab = lab();
     let (mut a, mut b) = lab.pair();
     lab.expect_up(&mut a, &b);
     lab.expect_up(&mut b, &a);
@@ -116,7 +116,7 @@ fn goodbye_ends_the_link_at_once() {
 /// their connections no longer.
 #[test]
 fn a_killed_peer_is_noticed_when_it_is_back() {
-    let lab = Lab::new();
+    let lab = lab();
     for (survivor, victim) in [(1, 2), (2, 1)] {
         let mut a = lab.host(&Options::key(survivor));
         let mut b = lab.host(&Options::key(victim));
@@ -145,7 +145,7 @@ fn a_killed_peer_is_noticed_when_it_is_back() {
 /// address gets in all the same.
 #[test]
 fn unfinished_handshakes_do_not_keep_peers_out() {
-    let lab = Lab::new();
+    let lab = lab();
     let mut a = lab.host(&Options::key(1));
     let mut b = lab.host(&Options::key(2));
     let stranger = Keypair::ed25519_from_bytes([66; 32]).unwrap();

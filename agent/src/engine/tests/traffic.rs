@@ -5,7 +5,7 @@ use virtuoso_overlay::drop_reason::DropReason;
 
 #[test]
 fn frames_pass_both_ways_and_are_counted() {
-    let lab = Lab::new();
+    let lab = lab();
     let (mut a, mut b) = lab.pair();
     // Before there is a link: the frame waits for it.
     a.send(&PLAIN, &frame(1, 2, b"hello"));
@@ -21,7 +21,7 @@ fn frames_pass_both_ways_and_are_counted() {
 
 #[test]
 fn super_frames_pass_whole() {
-    let lab = Lab::new();
+    let lab = lab();
     let (a, mut b) = lab.pair();
     let (header, frame) = super_frame(65_000, 1460);
     for _ in 0..20 {
@@ -32,7 +32,7 @@ fn super_frames_pass_whole() {
 
 #[test]
 fn super_frames_are_cut_for_a_port_without_offload() {
-    let lab = Lab::new();
+    let lab = lab();
     let a = lab.host(&Options::key(1));
     let mut b = lab.host(&Options { offloads: TapOffloads::default(), ..Options::key(2) });
     lab.introduce(&a, &b);
@@ -46,7 +46,7 @@ fn super_frames_are_cut_for_a_port_without_offload() {
 
 #[test]
 fn many_frames_keep_their_order() {
-    let lab = Lab::new();
+    let lab = lab();
     let (mut a, mut b) = lab.pair();
     lab.expect_up(&mut a, &b);
     lab.expect_up(&mut b, &a);
@@ -64,9 +64,78 @@ fn many_frames_keep_their_order() {
     }
 }
 
+/// One host in the middle of several: each of its conversations keeps its order, whatever the others do.
+#[test]
+fn frames_with_many_peers_keep_the_order_of_each() {
+    let lab = lab();
+    let mut hub = lab.host(&Options::key(1));
+    let mut peers: Vec<Host> = (2..7).map(|key| lab.host(&Options::key(key))).collect();
+    let ids: Vec<HostId> = peers.iter().map(|peer| peer.id).collect();
+    lab.runtime.block_on(hub.engine.call(move |switch, _| switch.set_participants(NETWORK, &ids))).unwrap();
+    for (peer, key) in peers.iter_mut().zip(2..) {
+        lab.introduce(peer, &hub);
+        // From this the hub learns where the station is.
+        peer.send(&PLAIN, &frame(key, 1, b"here"));
+        assert_eq!(hub.receive().1, frame(key, 1, b"here"));
+        lab.expect_up(&mut hub, peer);
+        lab.expect_up(peer, &hub);
+    }
+    let number = |frame: &[u8]| u32::from_be_bytes(frame[14..18].try_into().unwrap());
+    let (mut sent, mut returned) = ([0u32; 7], [0u32; 7]);
+    for round in 0..40usize {
+        for key in (2..7u8).cycle().take(5 * 8) {
+            let mut payload = sent[usize::from(key)].to_be_bytes().to_vec();
+            sent[usize::from(key)] += 1;
+            payload.resize(4 + (round * 97 + usize::from(key) * 331) % 1400, key);
+            hub.send(&PLAIN, &frame(1, key, &payload));
+        }
+        for (peer, key) in peers.iter_mut().zip(2..) {
+            let end = sent[usize::from(key)];
+            for expected in end - 8..end {
+                let received = loop {
+                    let (_, received) = peer.receive();
+                    // What was sent before the hub knew the station goes to everybody.
+                    if received[5] == key {
+                        break received;
+                    }
+                };
+                assert_eq!(number(&received), expected);
+                peer.send(&PLAIN, &frame(key, 1, &received[14..]));
+            }
+        }
+        for _ in 0..5 * 8 {
+            let (_, received) = hub.receive();
+            let key = usize::from(received[11]);
+            assert_eq!(number(&received), returned[key], "from {key}");
+            returned[key] += 1;
+        }
+    }
+    assert_eq!(sent, returned);
+}
+
+#[test]
+fn every_frame_of_a_flood_is_sent_or_counted() {
+    let lab = lab();
+    let (mut a, mut b) = lab.pair();
+    lab.expect_up(&mut a, &b);
+    lab.expect_up(&mut b, &a);
+    // From this the other one learns where the station is.
+    b.send(&PLAIN, &frame(2, 1, b"here"));
+    assert_eq!(a.receive().1, frame(2, 1, b"here"));
+    let flood = 20_000;
+    for _ in 0..flood {
+        a.send(&PLAIN, &frame(1, 2, &[7; 1000]));
+    }
+    lab.wait_until(&a, |info| {
+        let traffic = &info.links[0].traffic;
+        info.links[0].queued_frames == 0
+            && traffic.tx_frames + traffic.drops.iter().map(|(_, count)| count).sum::<u64>() == flood
+    });
+}
+
 #[test]
 fn jumbo_frames_and_bad_frames_die_counted() {
-    let lab = Lab::new();
+    let lab = lab();
     let (mut a, mut b) = lab.pair();
     lab.expect_up(&mut a, &b);
     lab.expect_up(&mut b, &a);
@@ -86,7 +155,7 @@ fn jumbo_frames_and_bad_frames_die_counted() {
 
 #[test]
 fn a_peer_without_link_fills_only_its_own_queue() {
-    let lab = Lab::new();
+    let lab = lab();
     let a = lab.host(&Options::key(1));
     let mut b = lab.host(&Options::key(2));
     let dead = HostId([9; 32]);
@@ -108,7 +177,7 @@ fn a_peer_without_link_fills_only_its_own_queue() {
 
 #[test]
 fn a_vanished_tap_is_reported() {
-    let lab = Lab::new();
+    let lab = lab();
     let mut a = lab.host(&Options::key(1));
     a.tap = std::fs::File::open("/dev/null").unwrap();
     let lost = lab.expect(&mut a, |event| match event {
@@ -122,8 +191,8 @@ fn a_vanished_tap_is_reported() {
 #[test]
 fn a_window_of_each_kind_carries_frames() {
     for congestion in [Congestion::Cubic, Congestion::Delay] {
-        let lab = Lab::new();
-        let links = LinkSettings { congestion, rate_mbit: 0 };
+        let lab = lab();
+        let links = LinkSettings { congestion, ..LinkSettings::default() };
         let a = lab.host(&Options { links, ..Options::key(1) });
         let mut b = lab.host(&Options { links, ..Options::key(2) });
         lab.introduce(&a, &b);
@@ -138,8 +207,8 @@ fn a_window_of_each_kind_carries_frames() {
 
 #[test]
 fn a_link_keeps_its_rate() {
-    let lab = Lab::new();
-    let links = LinkSettings { congestion: Congestion::None, rate_mbit: 8 };
+    let lab = lab();
+    let links = LinkSettings { rate_mbit: 8, ..LinkSettings::default() };
     let mut a = lab.host(&Options { links, ..Options::key(1) });
     let b = lab.host(&Options::key(2));
     lab.introduce(&a, &b);

@@ -1,7 +1,7 @@
-//! The priority of the engine's thread: real-time where it would wait for a CPU otherwise, which is where latency under
+//! The priority of a thread of the engine: real-time where it would wait for a CPU otherwise, which is where latency under
 //! load comes from; ordinary where it would not, because then it is woken beside the packet. [`Urgency`] decides.
 
-use super::super::clock::Tick;
+use super::clock::Tick;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;

@@ -1,0 +1,14 @@
+//! Links on two crews.
+
+use super::*;
+
+#[path = "control.rs"]
+mod control;
+#[path = "links.rs"]
+mod links;
+#[path = "traffic.rs"]
+mod traffic;
+
+fn lab() -> Lab {
+    Lab::new(3)
+}
