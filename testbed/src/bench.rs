@@ -47,8 +47,8 @@ pub(crate) struct Options {
     /// Moves of a running VM, there and back; a quarter of them over a long and narrow path
     #[arg(long, default_value_t = 20)]
     moves: usize,
-    /// Only this tunnel (raw, vxlan, virtuoso, tinc, fastd, openvpn, n2n, vpncloud, quincy); may be repeated; by
-    /// default all that are installed
+    /// Only this tunnel (raw, vxlan, virtuoso, threads, tinc, fastd, openvpn, n2n, vpncloud, quincy); may be
+    /// repeated; by default all that are installed but threads
     #[arg(long)]
     tunnel: Vec<String>,
 }

@@ -25,6 +25,8 @@ pub(crate) struct Host {
     binary: PathBuf,
     state_dir: PathBuf,
     log: PathBuf,
+    /// The text of the configuration file that it is started with by default.
+    config: String,
     agent: Option<Child>,
 }
 
@@ -32,7 +34,7 @@ pub(crate) struct Host {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Start {
     pub(crate) bootstrap: Vec<String>,
-    /// The text of its configuration file; without one, only multicast discovery is switched off.
+    /// The text of its configuration file; without one, the host's usual one.
     pub(crate) config: Option<String>,
 }
 
@@ -63,8 +65,14 @@ impl Host {
             binary: binary.to_owned(),
             state_dir: sandbox::fresh_dir(name)?.join("state"),
             log: report_dir.join(format!("{name}.log")),
+            config: CONFIG_DEFAULT.to_owned(),
             agent: None,
         })
+    }
+
+    /// Adds to the configuration file of agents that are started from now on.
+    pub(crate) fn configure(&mut self, text: &str) {
+        self.config.push_str(text);
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -128,7 +136,7 @@ impl Host {
             command.args(["--bootstrap", bootstrap]);
         }
         let file = self.state_dir.with_file_name("agent.toml");
-        let config = start.config.as_deref().unwrap_or(CONFIG_DEFAULT);
+        let config = start.config.as_ref().unwrap_or(&self.config);
         fs::write(&file, config).with_context(|| format!("Cannot write {}", file.display()))?;
         command.arg("--config").arg(file);
         Ok(command)
@@ -330,6 +338,7 @@ fn vm_pid(record: &str) -> Option<u32> {
 }
 
 /// Found by nobody but those who were given an address: else a scenario about joining proves nothing.
+/// Only multicast discovery is switched off.
 const CONFIG_DEFAULT: &str = "mdns = false\n";
 /// The port of agents; the design's default.
 pub(crate) const PORT: u16 = 4747;

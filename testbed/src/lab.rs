@@ -85,6 +85,13 @@ impl Lab {
         self.emulators.get(link).with_context(|| format!("Link {link} is not emulated"))
     }
 
+    /// Adds to the configuration file of all agents that are started from now on.
+    pub(crate) fn configure(&mut self, text: &str) {
+        for host in self.hosts.values_mut() {
+            host.configure(text);
+        }
+    }
+
     /// Starts all agents: the founder makes the swarm, the others join by ticket; waits until all know all.
     pub(crate) fn start_swarm(&mut self) -> Result<()> {
         let founder = self.founder.clone();

@@ -22,6 +22,14 @@ pub(crate) fn whole_cpu_seconds(pid: u32) -> Result<f64> {
     parse_stat(&text).with_context(|| format!("Odd stat of process {pid}: {text:?}"))
 }
 
+/// Names of the threads of `pid`.
+pub(crate) fn thread_names(pid: u32) -> Result<Vec<String>> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).with_context(|| format!("No process {pid}"))?;
+    // A thread may end between the two reads.
+    let names = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    Ok(names.map(|name| name.trim_end().to_owned()).collect())
+}
+
 /// Memory of `pid` that is in RAM.
 pub(crate) fn resident_bytes(pid: u32) -> Result<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).with_context(|| format!("No process {pid}"))?;

@@ -37,7 +37,8 @@ pub(super) struct Peer {
 enum Connect {
     /// Puts an interface into the bridge of each site, and starts what is behind it.
     Sites(fn(&Sites) -> Result<Vec<Child>>),
-    Agents,
+    /// The agents have so many threads for frames.
+    Agents { threads: u16 },
 }
 
 /// Two hosts, their underlay and where to keep files.
@@ -72,6 +73,11 @@ pub(super) fn all() -> Vec<Peer> {
     ours.into_iter().chain(others).collect()
 }
 
+/// Those that are measured when they are named.
+pub(super) fn special() -> Vec<Peer> {
+    vec![virtuoso::THREADS]
+}
+
 /// Our own agents.
 pub(super) fn own() -> Peer {
     virtuoso::VIRTUOSO
@@ -84,7 +90,7 @@ impl Peer {
             ensure!(command::is_installed(tool), "{tool} is not installed");
         }
         let tunnel = match self.connect {
-            Connect::Agents => virtuoso::start(self, settings)?,
+            Connect::Agents { threads } => virtuoso::start(self, threads, settings)?,
             Connect::Sites(connect) => {
                 let sites = Sites::lay(self.name)?;
                 let (left, right) = (self.guest("a", 1, &sites.left)?, self.guest("b", 2, &sites.right)?);

@@ -54,10 +54,12 @@ struct Round {
 pub(super) fn measure(settings: &Settings, options: &Options) -> Result<Tunnels> {
     let mut skipped = Vec::new();
     let mut running: Vec<(Tunnel, Vec<Round>)> = Vec::new();
-    for peer in peers::all() {
-        if !options.tunnel.is_empty() && !options.tunnel.iter().any(|name| name == peer.name) {
-            continue;
-        }
+    let mut peers = peers::all();
+    if !options.tunnel.is_empty() {
+        peers.extend(peers::special());
+        peers.retain(|peer| options.tunnel.iter().any(|name| name == peer.name));
+    }
+    for peer in peers {
         match peer.start(settings) {
             Ok(tunnel) => running.push((tunnel, Vec::new())),
             Err(error) => skipped.push(format!("{}: {error:#}", peer.name)),

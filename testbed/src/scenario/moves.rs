@@ -8,6 +8,7 @@ use super::network::blue_with_guests;
 use super::{Scenario, WAN};
 use crate::lab::{CONTACT_TIME_MAX, Lab};
 use crate::move_figures::MoveFigures;
+use crate::process;
 use crate::traffic::transfer::Transfer;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -26,6 +27,13 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         run: under_stream,
     },
     Scenario {
+        name: "move-threads",
+        about: "links on threads of their own: TCP survives five moves, and a stream loses nothing in a sixth",
+        topology: WAN,
+        tools: &["ping"],
+        run: with_threads,
+    },
+    Scenario {
         name: "move-silent",
         about: "a guest that says nothing after its move is found again, IPv4 and IPv6",
         topology: WAN,
@@ -36,6 +44,26 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 
 fn under_tcp(lab: &mut Lab) -> Result<()> {
     blue_with_guests(lab)?;
+    move_under_tcp(lab)
+}
+
+fn with_threads(lab: &mut Lab) -> Result<()> {
+    lab.configure("[links]\nthreads = 3\n");
+    blue_with_guests(lab)?;
+    for name in lab.host_names() {
+        let threads = process::thread_names(lab.host(&name)?.pid()?)?;
+        let has = |wanted: &str| threads.iter().any(|thread| thread == wanted);
+        ensure!(has("engine") && has("engine-1") && has("engine-2"), "{name} has the threads {threads:?}");
+    }
+    move_under_tcp(lab)?;
+    let figures = MoveFigures::measure(lab)?;
+    lab.note(format!("{figures:?}"));
+    let stream = &figures.stream;
+    ensure!(stream.lost == 0 && stream.duplicated == 0, "The move was noticed: {stream:?}");
+    Ok(())
+}
+
+fn move_under_tcp(lab: &mut Lab) -> Result<()> {
     let transfer = Transfer::start(lab.guest("vm1")?, lab.guest("vm2")?, 8 << 20)?;
     for host in ["gamma", "alpha", "beta", "gamma", "beta"] {
         transfer.await_bytes(1 << 20, Duration::from_secs(30))?;
