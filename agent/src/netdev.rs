@@ -24,7 +24,7 @@ pub use error::NetdevError;
 pub use fdb::FdbEntry;
 pub use interface::{Interface, InterfaceState};
 pub use monitor::{Event, watch};
-pub use rest::rest_of;
+pub use rest::Rest;
 pub use tap::{Tap, TapOffloads};
 
 use anyhow::Context;

@@ -3,7 +3,7 @@
 //! The one property that everything serves: **exactly one copy of the VM may run**, whatever is lost and whoever dies.
 //! QEMU moves memory and disk; who may run is decided here, by a permission that the source gives once:
 //!
-//! - QEMU pauses the guest before it sends the last bytes (`pause-before-switchover`), and the target's QEMU never runs
+//! - The guest is paused before QEMU sends the last bytes (`pause-before-switchover`), and the target's QEMU never runs
 //!   a guest by itself (`-S`). So between the two there is a time in which neither runs, and the agents decide.
 //! - The source writes [`Phase::Given`] to its disk, and only then says [`ToTarget::Go`]. From there on its own copy
 //!   stays paused until the target has said, in so many words, that it did not take it ([`ToSource::Declined`]).
@@ -21,7 +21,7 @@
 //! | --- | --- | --- | --- | --- | --- |
 //! | Offering | runs | Trying | `Ready` | `Refused`, timeout, target lost, cancel | aborts |
 //! | Mirroring | runs | Trying | disk is copied | mirror broke, target lost, cancel | aborts |
-//! | Sending | runs | Trying | QEMU pauses the guest | stream broke, target lost, cancel | aborts |
+//! | Sending | runs, then paused | Trying | QEMU is at the last bytes | stream broke, target lost, cancel | aborts |
 //! | Draining | paused | Trying | last disk blocks are there | anything, 5 s | aborts |
 //! | Switching | paused | Trying | QEMU has written all | anything, 5 s | aborts |
 //! | Given | paused | Given | `Taken` | `Declined`; target silent: a verdict is asked for | erases the VM; aborts |
@@ -154,6 +154,11 @@ pub enum Outcome {
 pub const OFFER_TIME_MAX: Duration = Duration::from_secs(60);
 /// How long the guest may be paused before the migration is given up: guests' TCP connections and watchdogs bear it.
 pub const SWITCH_TIME_MAX: Duration = Duration::from_secs(5);
+/// How long the guest may be paused until QEMU has sent what it changed last; if that takes longer, it goes on and is
+/// paused again later. Users take this for a hiccup.
+pub const PAUSE_TIME_MAX: Duration = Duration::from_millis(300);
+/// How long a guest that was paused in vain is left alone.
+pub const PAUSE_AGAIN_TIME: Duration = Duration::from_secs(2);
 /// How long the other host may be out of reach while the guest runs at the source.
 pub const LOST_TIME_MAX: Duration = Duration::from_secs(45);
 /// Time between two questions to a host that does not answer.

@@ -4,7 +4,7 @@ use super::networks::{self, device_error, not_a_member};
 use super::{Core, Handle};
 use crate::control::problem::{ApiError, ErrorCode};
 use crate::name::Name;
-use crate::netdev::{self, Netdev};
+use crate::netdev::{Netdev, Rest};
 use crate::vm::{Nic, Spec, TotalUsage};
 use anyhow::Context;
 use std::collections::BTreeMap;
@@ -52,19 +52,23 @@ impl Sockets {
         let row = networks::attach(&self.core, &self.netdev, &nic.network).await?;
         let tap = self.netdev.create_guest_tap(&nic.tap, row.mtu).await.map_err(device_error)?;
         self.netdev.attach(row.id, &nic.tap).await.map_err(device_error)?;
-        self.guard(row.id, nic).await;
+        self.filter(nic).await;
+        self.lock(row.id, nic).await;
         self.claim(nic).await?;
         Ok(tap)
     }
 
-    /// Keeps an interface that is plugged in from speaking in another's name, unless its guest may.
-    async fn guard(&self, network: NetworkId, nic: &Nic) {
-        if nic.spoofing {
-            return;
+    /// Keeps a guest from using another's IP address, unless it may.
+    async fn filter(&self, nic: &Nic) {
+        if !nic.spoofing {
+            tell_unguarded(nic, self.netdev.filter(&nic.tap, nic.ip).await);
         }
-        if let Err(error) = self.netdev.guard(network, &nic.tap, nic.mac.0, nic.ip).await {
-            // An old kernel: what leaves the host is watched by the switch.
-            tracing::warn!(tap = nic.tap, "A guest can speak in the name of others on this host: {error:#}");
+    }
+
+    /// Keeps an interface that is in its network's bridge from using another's Ethernet address, unless its guest may.
+    async fn lock(&self, network: NetworkId, nic: &Nic) {
+        if !nic.spoofing {
+            tell_unguarded(nic, self.netdev.lock(network, &nic.tap, nic.mac.0).await);
         }
     }
 
@@ -72,7 +76,8 @@ impl Sockets {
     pub async fn readdress(&self, nic: &Nic) -> Result<(), ApiError> {
         let wanted = nic.network.clone();
         let network = self.core.call(move |core| core.find_network(&wanted).map(|row| row.id)).await??;
-        self.guard(network, nic).await;
+        self.filter(nic).await;
+        self.lock(network, nic).await;
         self.claim(nic).await
     }
 
@@ -80,7 +85,11 @@ impl Sockets {
     pub async fn prepare(&self, nic: &Nic) -> Result<OwnedFd, ApiError> {
         let _devices = self.devices.lock().await;
         let row = networks::attach(&self.core, &self.netdev, &nic.network).await?;
-        self.netdev.create_guest_tap(&nic.tap, row.mtu).await.map_err(device_error)
+        let tap = self.netdev.create_guest_tap(&nic.tap, row.mtu).await.map_err(device_error)?;
+        // Now, because it takes long; what is left is done when the guest is about to run.
+        self.filter(nic).await;
+        self.netdev.attach_silent(row.id, &nic.tap).await.map_err(device_error)?;
+        Ok(tap)
     }
 
     /// Frames for these interfaces wait from now on, whose VM comes from `holder`.
@@ -105,35 +114,48 @@ impl Sockets {
         Ok(())
     }
 
-    /// Plugs an interface in whose TAP is there, so that its guest may speak.
-    pub async fn plug_prepared(&self, nic: &Nic) -> Result<(), ApiError> {
+    /// Lets the guest of an interface that was prepared hear and speak: in its own name.
+    pub async fn open(&self, nic: &Nic) -> Result<(), ApiError> {
         let network = self.network_of(nic).await?;
-        self.netdev.attach(network, &nic.tap).await.map(drop).map_err(device_error)
+        let mac = (!nic.spoofing).then_some(nic.mac.0);
+        self.netdev.let_speak(network, &nic.tap, mac).await.map_err(device_error)
     }
 
-    /// Claims the address of an interface whose guest has just begun to run here, with what its former host has signed.
-    pub async fn take_over(&self, nic: &Nic, handoffs: Vec<Claim>) -> Result<(), ApiError> {
+    /// Plugs an interface in again that was closed.
+    pub async fn plug_again(&self, nic: &Nic) -> Result<(), ApiError> {
+        let network = self.network_of(nic).await?;
+        self.netdev.attach(network, &nic.tap).await.map_err(device_error)?;
+        self.lock(network, nic).await;
+        Ok(())
+    }
+
+    /// Takes the addresses that a VM's former host has signed over. What the VM says passes from then on.
+    pub async fn take_over(&self, handoffs: Vec<Claim>) -> Result<(), ApiError> {
+        let engine = self.core.call(|core| core.plane.engine()).await?;
+        let taken = engine.call(move |switch, now| {
+            handoffs.into_iter().for_each(|claim| switch.handle_handoff(now.mono, claim));
+        });
+        Ok(taken.await?)
+    }
+
+    /// Frames of this host for an interface, whose VM is about to be paused, wait from now on.
+    pub async fn hold(&self, nic: &Nic) -> Result<(), ApiError> {
         let network = self.network_of(nic).await?;
         let mac = nic.mac.0;
-        let give = move |core: &mut Core| {
-            for claim in handoffs.into_iter().filter(|claim| (claim.network, claim.mac) == (network, mac)) {
-                core.plane.switch(move |switch, now| switch.handle_handoff(now, claim));
-            }
-        };
-        self.core.call(give).await?;
-        self.claim(nic).await
+        let engine = self.core.call(|core| core.plane.engine()).await?;
+        Ok(engine.call(move |switch, now| switch.begin_move(now.mono, network, mac)).await?)
     }
 
     /// Takes an interface out of its network, whose VM is paused and about to leave. What is still on its way to it is
     /// read from its TAP, and waits with what comes later.
     pub async fn close(&self, nic: &Nic, pid: u32) -> Result<NetworkId, ApiError> {
+        self.hold(nic).await?;
         let network = self.network_of(nic).await?;
         let mac = nic.mac.0;
         let engine = self.core.call(|core| core.plane.engine()).await?;
-        engine.call(move |switch, now| switch.begin_move(now.mono, network, mac)).await?;
         self.netdev.detach(network, &nic.tap).await.map_err(device_error)?;
         let tap = nic.tap.clone();
-        let rest = tokio::task::spawn_blocking(move || netdev::rest_of(pid, &tap, mac)).await.context("Broke off")?;
+        let rest = tokio::task::spawn_blocking(move || Rest::of(pid, &tap)?.take(mac)).await.context("Broke off")?;
         match rest {
             Ok(packets) => {
                 tracing::debug!(tap = nic.tap, frames = packets.len(), "Took back what was on its way to a VM");
@@ -173,6 +195,13 @@ impl Sockets {
         }
         // Without a core the agent is stopping.
         self.core.call(move |core| taps.iter().for_each(|tap| core.unplug(tap))).await.ok();
+    }
+}
+
+/// An old kernel: what leaves the host is watched by the switch all the same.
+fn tell_unguarded(nic: &Nic, guarded: anyhow::Result<()>) {
+    if let Err(error) = guarded {
+        tracing::warn!(tap = nic.tap, "A guest can speak in the name of others on this host: {error:#}");
     }
 }
 

@@ -19,24 +19,57 @@ use virtuoso_overlay::ids::{Mac, NetworkId};
 use virtuoso_overlay::names::SERVICE_MAC;
 
 impl Netdev {
-    /// Lets a port of the network's bridge speak as `mac` only, and as `ip` if one is given.
+    /// Lets an interface, whether or not it is in a bridge, speak as `ip` only, if one is given.
+    ///
+    /// # Errors
+    /// If the kernel does not take the filter.
+    pub async fn filter(&self, interface: &str, ip: Option<Ipv4Addr>) -> anyhow::Result<()> {
+        match ip {
+            Some(ip) => filter(&filter_rules(interface, ip)).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Lets a port of the network's bridge speak as `mac` only.
     ///
     /// # Errors
     /// If there is no such port, the kernel has no locked ports (before 5.18), or the right is missing.
-    pub async fn guard(&self, network: NetworkId, port: &str, mac: Mac, ip: Option<Ipv4Addr>) -> anyhow::Result<()> {
+    pub async fn lock(&self, network: NetworkId, port: &str, mac: Mac) -> anyhow::Result<()> {
         self.set_fdb(port, mac).await?;
         let index = self.interface(port).await?.index;
         // What was learned there before would go on to pass.
         let message = LinkBridgePort::new(index).learning(false).locked(true).fdb_flush().build();
         let bridge = bridge_name(network);
-        self.change(message, format!("to lock port {port} of bridge {bridge} to {mac}")).await?;
-        match ip {
-            Some(ip) => filter(&filter_rules(port, ip)).await,
-            None => Ok(()),
-        }
+        self.change(message, format!("to lock port {port} of bridge {bridge} to {mac}")).await
     }
 
-    /// Removes what [`Netdev::guard`] has left beside the port, which is gone.
+    /// Puts an interface into the network's bridge as a port that passes nothing, either way.
+    ///
+    /// # Errors
+    /// As those of [`Netdev::attach`] and [`Netdev::lock`].
+    pub async fn attach_silent(&self, network: NetworkId, name: &str) -> anyhow::Result<()> {
+        let index = self.attach(network, name).await?.index;
+        // It has no address yet that it could use, or that the bridge would look for there.
+        let message = LinkBridgePort::new(index).learning(false).locked(true).fdb_flush();
+        let message = message.flood(false).mcast_flood(false).bcast_flood(false).build();
+        self.change(message, format!("to silence port {name} of bridge {}", bridge_name(network))).await
+    }
+
+    /// Lets a silent port hear and speak: as `mac` only, if one is given. This is quick.
+    ///
+    /// # Errors
+    /// If there is no such port, or the right is missing.
+    pub async fn let_speak(&self, network: NetworkId, port: &str, mac: Option<Mac>) -> anyhow::Result<()> {
+        let index = self.interface(port).await?.index;
+        if let Some(mac) = mac {
+            self.set_fdb_at(index, port, mac).await?;
+        }
+        let message = LinkBridgePort::new(index).learning(mac.is_none()).locked(mac.is_some());
+        let message = message.flood(true).mcast_flood(true).bcast_flood(true).build();
+        self.change(message, format!("to let port {port} of bridge {} speak", bridge_name(network))).await
+    }
+
+    /// Removes what [`Netdev::filter`] has left beside the port, which is gone.
     pub async fn unguard(&self, port: &str) {
         let table = table(port);
         if let Err(error) = filter(&format!("add table netdev {table}\ndelete table netdev {table}\n")).await {
@@ -56,6 +89,10 @@ impl Netdev {
     /// Sets what the bridge can't learn by itself: `mac` is behind `port`.
     async fn set_fdb(&self, port: &str, mac: Mac) -> anyhow::Result<()> {
         let index = self.interface(port).await?.index;
+        self.set_fdb_at(index, port, mac).await
+    }
+
+    async fn set_fdb_at(&self, index: u32, port: &str, mac: Mac) -> anyhow::Result<()> {
         let request = self.handle.neighbours().add_bridge(index, &mac.0).replace();
         let request = request.state(NeighbourState::Noarp).flags(NeighbourFlags::Controller);
         request.execute().await.map_err(|error| explain(error, format!("to tell the bridge that {mac} is at {port}")))

@@ -1,5 +1,5 @@
-//! What is still on its way to a guest that was paused: frames in the queue of its TAP, which QEMU does not read any
-//! more. The descriptor is QEMU's, whoever started it.
+//! What is still on its way to a guest that is paused: frames in the queue of its TAP. The descriptor is QEMU's,
+//! whoever started it.
 
 use anyhow::{Context, bail};
 use std::fs;
@@ -15,29 +15,58 @@ const FRAMES_MAX: usize = 4_096;
 /// The largest virtio-net header that a kernel puts before a frame, with room.
 const HEADER_BYTES_MAX: usize = 64;
 
-/// Takes the frames for `mac` out of the queue of `tap`, which process `pid` has open: each behind a virtio-net header.
-///
-/// # Errors
-/// If the process has no such TAP, or the right to look into it is missing.
-pub fn rest_of(pid: u32, tap: &str, mac: Mac) -> anyhow::Result<Vec<Vec<u8>>> {
-    let fd = borrow(pid, number_of(pid, tap)?).with_context(|| format!("Can't use TAP {tap} of process {pid}"))?;
-    let mut header = 0_i32;
-    // SAFETY: the request writes one int behind the pointer, which lives until the call returns.
-    if unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNGETVNETHDRSZ, &raw mut header) } < 0 {
-        return Err(io::Error::last_os_error()).context("Can't ask a TAP for its header");
+/// The queue of a guest's TAP.
+#[derive(Debug)]
+pub struct Rest {
+    fd: OwnedFd,
+}
+
+impl Rest {
+    /// The queue of `tap`, which process `pid` has open.
+    ///
+    /// # Errors
+    /// If the process has no such TAP, or the right to look into it is missing.
+    pub fn of(pid: u32, tap: &str) -> anyhow::Result<Self> {
+        let fd = borrow(pid, number_of(pid, tap)?).with_context(|| format!("Can't use TAP {tap} of process {pid}"))?;
+        Ok(Self { fd })
     }
-    let header = usize::try_from(header).unwrap_or_default();
-    anyhow::ensure!((VNET_BYTES..=HEADER_BYTES_MAX).contains(&header), "A TAP has a header of {header} bytes");
-    let mut buffer = vec![0; header + FRAME_BYTES_MAX];
-    let mut packets = Vec::new();
-    for _ in 0..FRAMES_MAX {
-        let Some(length) = read(&fd, &mut buffer).context("Can't read a TAP")? else { break };
-        let Some(frame) = buffer.get(header..length) else { continue };
-        if EthernetView::new_checked(frame).is_ok_and(|view| view.dst() == mac) {
-            packets.push([&buffer[..VNET_BYTES], frame].concat());
+
+    /// Whether nothing waits. What a bridge was just handed may be a moment on its way.
+    ///
+    /// # Errors
+    /// If the kernel does not say.
+    pub fn is_empty(&self) -> io::Result<bool> {
+        let mut poll = libc::pollfd { fd: self.fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: the pointer is to the one element that is announced, and lives until the call returns.
+        match unsafe { libc::poll(&raw mut poll, 1, 0) } {
+            ..0 => Err(io::Error::last_os_error()),
+            _ => Ok(poll.revents & libc::POLLIN == 0),
         }
     }
-    Ok(packets)
+
+    /// Takes the frames for `mac` out: each behind a virtio-net header.
+    ///
+    /// # Errors
+    /// If the TAP can't be read.
+    pub fn take(&self, mac: Mac) -> anyhow::Result<Vec<Vec<u8>>> {
+        let mut header = 0_i32;
+        // SAFETY: the request writes one int behind the pointer, which lives until the call returns.
+        if unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNGETVNETHDRSZ, &raw mut header) } < 0 {
+            return Err(io::Error::last_os_error()).context("Can't ask a TAP for its header");
+        }
+        let header = usize::try_from(header).unwrap_or_default();
+        anyhow::ensure!((VNET_BYTES..=HEADER_BYTES_MAX).contains(&header), "A TAP has a header of {header} bytes");
+        let mut buffer = vec![0; header + FRAME_BYTES_MAX];
+        let mut packets = Vec::new();
+        for _ in 0..FRAMES_MAX {
+            let Some(length) = read(&self.fd, &mut buffer).context("Can't read a TAP")? else { break };
+            let Some(frame) = buffer.get(header..length) else { continue };
+            if EthernetView::new_checked(frame).is_ok_and(|view| view.dst() == mac) {
+                packets.push([&buffer[..VNET_BYTES], frame].concat());
+            }
+        }
+        Ok(packets)
+    }
 }
 
 /// The number that a TAP's descriptor has in a process.

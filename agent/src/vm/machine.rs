@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{broadcast, mpsc, watch};
 use virtuoso_overlay::table::VmState;
+use virtuoso_overlay::time::Instant;
 use virtuoso_overlay::vm::lifecycle::Failures;
 
 /// A VM of this host.
@@ -36,8 +37,8 @@ struct Inner {
 /// What a migration hears of a VM's process.
 #[derive(Debug)]
 pub(super) enum News {
-    /// QEMU says something.
-    Said(Event),
+    /// QEMU says something, and when.
+    Said(Event, Instant),
     /// It ended.
     Ended,
 }
@@ -117,7 +118,7 @@ impl Machine {
     }
 
     /// Whether it begins again after a failure.
-    pub(super) fn begins_again(&self, now: virtuoso_overlay::time::Instant) -> bool {
+    pub(super) fn begins_again(&self, now: Instant) -> bool {
         let mut inner = self.inner();
         let policy = inner.record.spec.policy();
         inner.failures.begins_again(now, policy)

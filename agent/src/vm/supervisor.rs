@@ -69,7 +69,7 @@ async fn on_event(vms: &Arc<Vms>, machine: &Arc<Machine>, event: &Event, shutdow
         // Nobody may be listening.
         live.events.send(event.clone()).ok();
     }
-    machine.tell_mover(News::Said(event.clone()));
+    machine.tell_mover(News::Said(event.clone(), vms.now()));
     match event.event.as_str() {
         "STOP" | "RESUME" if machine.is_moving() => {}
         "STOP" => vms.set_state(machine, VmState::Paused).await,

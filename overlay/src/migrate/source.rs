@@ -1,8 +1,8 @@
 //! The host that has the VM.
 
 use super::{
-    ASK_TIME, Arrival, DOUBT_TIME, LOST_TIME_MAX, MigrationId, Notice, OFFER_TIME_MAX, Offer, Outcome, Phase, PostCopy,
-    SWITCH_TIME_MAX, Step, ToSource, ToTarget, Verdict, bounded,
+    ASK_TIME, Arrival, DOUBT_TIME, LOST_TIME_MAX, MigrationId, Notice, OFFER_TIME_MAX, Offer, Outcome,
+    PAUSE_AGAIN_TIME, PAUSE_TIME_MAX, Phase, PostCopy, SWITCH_TIME_MAX, Step, ToSource, ToTarget, Verdict, bounded,
 };
 use crate::claims::Claim;
 use crate::time::Instant;
@@ -18,6 +18,7 @@ pub struct Source {
     state: State,
     has_disk: bool,
     post_copy: PostCopy,
+    pause: Pause,
     /// The target said that it has no copy.
     is_declined: bool,
     /// QEMU has nothing left to send.
@@ -47,10 +48,23 @@ enum State {
     Done,
 }
 
+/// What was done to let QEMU come to the last bytes of the memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Pause {
+    /// Nothing. After a guest was paused in vain, it is left alone until then.
+    No { again: Instant },
+    /// The guest is being paused, or is.
+    Asked,
+    /// So it is, and what is left is fetched while it runs at the target.
+    PostCopy,
+}
+
 #[derive(Clone, Copy, Default, Debug)]
 struct Timers {
     /// When the present step is given up.
     give_up: Option<Instant>,
+    /// When a guest goes on that was paused too early.
+    unpause: Option<Instant>,
     /// When the target is out of reach for too long.
     lost: Option<Instant>,
     /// When it is told again.
@@ -70,6 +84,8 @@ pub enum SourceInput {
     PeerLost,
     /// The disk is copied, but for what the guest goes on writing.
     DiskReady,
+    /// So little of the memory is left that it can be sent while the guest is paused.
+    Converging,
     /// The guest has just been paused.
     Stopped,
     /// QEMU waits before the last bytes.
@@ -116,7 +132,12 @@ pub enum SourceEffect {
         /// Whether it may be fetched later.
         post_copy: bool,
     },
-    /// Let the target fetch what it lacks. Leads to `Stopped` and `Paused`.
+    /// Hold frames for the guest, wait until it has those that are on their way to it, and pause it: QEMU loses what
+    /// comes while it pauses the guest by itself. Leads to `Stopped`.
+    Pause,
+    /// Let the guest go on, and have its frames again, unless QEMU has come to the last bytes meanwhile.
+    Unpause,
+    /// Let the target fetch what it lacks. Leads to `Paused`.
     BeginPostCopy,
     /// Frames for the guest wait from now on.
     ClosePorts,
@@ -175,6 +196,7 @@ impl Source {
             state,
             has_disk: false,
             post_copy: PostCopy::Never,
+            pause: Pause::No { again: Instant(0) },
             is_declined: false,
             is_sent: false,
             is_dead: false,
@@ -200,8 +222,8 @@ impl Source {
 
     /// When [`SourceInput::Timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let Timers { give_up, lost, ask, doubt } = self.timers;
-        [give_up, lost, ask, doubt].into_iter().flatten().min()
+        let Timers { give_up, unpause, lost, ask, doubt } = self.timers;
+        [give_up, unpause, lost, ask, doubt].into_iter().flatten().min()
     }
 
     /// Whether nothing is left to do.
@@ -226,14 +248,15 @@ impl Source {
             SourceInput::Said(_) => {}
             SourceInput::PeerFound => self.on_peer_found(now),
             SourceInput::PeerLost => self.on_peer_lost(now),
-            SourceInput::DiskReady if self.state == State::Mirroring => self.send_memory(),
+            SourceInput::DiskReady if self.state == State::Mirroring => self.send_memory(now),
+            SourceInput::Converging if self.state == State::Sending => self.on_converging(now),
             SourceInput::Stopped if self.state == State::Sending => self.on_stopped(now),
             SourceInput::Paused if self.state == State::Sending => self.on_paused(now),
             SourceInput::DiskWhole if self.state == State::Draining => self.let_go(),
             SourceInput::Sent => self.on_sent(now),
             SourceInput::PostCopyBegun if self.state == State::Switching => self.give(now),
             SourceInput::Diverging if self.state == State::Sending && self.post_copy == PostCopy::Auto => {
-                self.effects.push_back(SourceEffect::BeginPostCopy);
+                self.begin_post_copy(now);
             }
             SourceInput::HandedOver(handoffs) if self.state == State::Given => {
                 self.send(ToTarget::Go { id: self.id, handoffs });
@@ -246,6 +269,7 @@ impl Source {
             SourceInput::Resolve(verdict) => self.on_verdict(now, verdict),
             SourceInput::Timeout => self.on_timeout(now),
             SourceInput::DiskReady
+            | SourceInput::Converging
             | SourceInput::Stopped
             | SourceInput::Paused
             | SourceInput::DiskWhole
@@ -302,26 +326,57 @@ impl Source {
             self.state = State::Mirroring;
             self.effects.extend([SourceEffect::Tell(Notice::Step(Step::Disk)), SourceEffect::Mirror]);
         } else {
-            self.send_memory();
+            self.send_memory(now);
         }
     }
 
-    fn send_memory(&mut self) {
+    fn send_memory(&mut self, now: Instant) {
         self.state = State::Sending;
         let post_copy = self.post_copy != PostCopy::Never;
         self.effects.extend([SourceEffect::Tell(Notice::Step(Step::Memory)), SourceEffect::SendMemory { post_copy }]);
         if self.post_copy == PostCopy::Now {
-            self.effects.push_back(SourceEffect::BeginPostCopy);
+            self.begin_post_copy(now);
         }
+    }
+
+    fn on_converging(&mut self, now: Instant) {
+        if matches!(self.pause, Pause::No { again } if again <= now) {
+            self.ask_to_pause(now, Pause::Asked);
+        }
+    }
+
+    fn begin_post_copy(&mut self, now: Instant) {
+        match self.pause {
+            Pause::No { .. } => self.ask_to_pause(now, Pause::PostCopy),
+            Pause::Asked => self.pause = Pause::PostCopy,
+            Pause::PostCopy => return,
+        }
+        self.timers.unpause = None;
+        self.effects.push_back(SourceEffect::BeginPostCopy);
+    }
+
+    fn ask_to_pause(&mut self, now: Instant, pause: Pause) {
+        self.pause = pause;
+        self.timers.give_up = Some(now + SWITCH_TIME_MAX);
+        self.effects.push_back(SourceEffect::Pause);
     }
 
     fn on_stopped(&mut self, now: Instant) {
         self.timers.give_up = Some(now + SWITCH_TIME_MAX);
+        self.timers.unpause = (self.pause == Pause::Asked).then(|| now + PAUSE_TIME_MAX);
         self.effects.extend([SourceEffect::ClosePorts, SourceEffect::Tell(Notice::Step(Step::SwitchOver))]);
+    }
+
+    /// More was left than it seemed: what the guest had changed meanwhile was not known yet.
+    fn unpause(&mut self, now: Instant) {
+        self.pause = Pause::No { again: now + PAUSE_AGAIN_TIME };
+        self.timers.give_up = None;
+        self.effects.extend([SourceEffect::Unpause, SourceEffect::Tell(Notice::Step(Step::Memory))]);
     }
 
     fn on_paused(&mut self, now: Instant) {
         self.timers.give_up = Some(now + SWITCH_TIME_MAX);
+        self.timers.unpause = None;
         self.state = State::Draining;
         if self.has_disk {
             self.effects.push_back(SourceEffect::FinishMirror);
@@ -471,6 +526,9 @@ impl Source {
                 format!("the guest was paused for {} s", SWITCH_TIME_MAX.as_secs())
             };
             self.abort(now, why);
+        }
+        if due(&mut self.timers.unpause) && self.state == State::Sending {
+            self.unpause(now);
         }
         if due(&mut self.timers.lost) && self.is_trying() {
             self.abort(now, format!("the target was out of reach for {} s", LOST_TIME_MAX.as_secs()));

@@ -94,10 +94,10 @@ pub enum TargetEffect {
     Send(ToSource),
     /// Reserve room and start a machine that waits. Leads to `Prepared` or `Broken`.
     Prepare,
-    /// Let the guest run.
-    Resume,
-    /// Claim the guest's addresses and let its frames pass.
-    OpenPorts(Vec<Claim>),
+    /// Claim the guest's addresses with what was signed over, so that what it sends passes, and let it run.
+    Resume(Vec<Claim>),
+    /// Let the frames pass that wait for the guest.
+    OpenPorts,
     /// The VM is this host's from now on, like any other.
     Adopt,
     /// Remove the copy: process, disk, definition.
@@ -131,7 +131,7 @@ impl Target {
             State::Holding => target.hold(now),
             State::Taking => {
                 target.may_have_run = true;
-                target.effects.push_back(TargetEffect::Resume);
+                target.effects.push_back(TargetEffect::Resume(Vec::new()));
             }
             State::Running => {
                 target.arrival.has_ended = true;
@@ -264,12 +264,13 @@ impl Target {
     fn take(&mut self) {
         self.state = State::Taking;
         self.timers = Timers::default();
-        self.effects.extend([TargetEffect::Persist(Phase::Taken), TargetEffect::Resume]);
+        let handoffs = self.go.as_mut().map(|(_, handoffs)| std::mem::take(handoffs)).unwrap_or_default();
+        self.effects.extend([TargetEffect::Persist(Phase::Taken), TargetEffect::Resume(handoffs)]);
     }
 
     fn on_not_persisted(&mut self, why: String) {
         match (self.state, self.effects.front()) {
-            (State::Taking, Some(TargetEffect::Resume)) => {
+            (State::Taking, Some(TargetEffect::Resume(_))) => {
                 self.effects.pop_front();
                 self.drop_copy(why);
             }
@@ -284,9 +285,9 @@ impl Target {
     }
 
     fn on_ended(&mut self, now: Instant) {
-        let is_about_to = self.state == State::Taking && self.effects.contains(&TargetEffect::Resume);
-        if is_about_to {
-            self.effects.retain(|effect| !matches!(effect, TargetEffect::Persist(Phase::Taken) | TargetEffect::Resume));
+        let is_to_come = |effect: &TargetEffect| matches!(effect, TargetEffect::Resume(_));
+        if self.state == State::Taking && self.effects.iter().any(is_to_come) {
+            self.effects.retain(|effect| !is_to_come(effect) && *effect != TargetEffect::Persist(Phase::Taken));
             self.on_not_resumed(now, "the machine at the target ended".into());
         } else if self.is_waiting() {
             self.drop_copy("the machine at the target ended".into());
@@ -307,8 +308,7 @@ impl Target {
     }
 
     fn on_resumed(&mut self) {
-        let handoffs = self.go.as_mut().map(|(_, handoffs)| std::mem::take(handoffs)).unwrap_or_default();
-        self.effects.push_back(TargetEffect::OpenPorts(handoffs));
+        self.effects.push_back(TargetEffect::OpenPorts);
     }
 
     fn on_opened(&mut self, now: Instant) {

@@ -85,6 +85,41 @@ fn a_guest_is_not_paused_for_long() {
 }
 
 #[test]
+fn a_guest_is_paused_only_when_its_frames_wait() {
+    let ready = SourceInput::Said(ToSource::Ready { id: ID, post_copy: false });
+    let mut source = source(&[ready]);
+    while source.poll_effect().is_some() {}
+    source.handle(NOW, SourceInput::Converging);
+    source.handle(NOW, SourceInput::Converging);
+    assert_eq!(effects(&mut source), [SourceEffect::Pause]);
+    source.handle(NOW, SourceInput::Stopped);
+    assert!(effects(&mut source).contains(&SourceEffect::ClosePorts));
+    // QEMU finds more to send than it seemed.
+    let due = NOW + PAUSE_TIME_MAX;
+    assert_eq!(source.poll_timeout(), Some(due));
+    source.handle(due, SourceInput::Timeout);
+    assert!(effects(&mut source).contains(&SourceEffect::Unpause));
+    source.handle(due, SourceInput::Converging);
+    assert_eq!(effects(&mut source), []);
+    source.handle(due + PAUSE_AGAIN_TIME, SourceInput::Converging);
+    assert_eq!(effects(&mut source), [SourceEffect::Pause]);
+}
+
+#[test]
+fn a_guest_whose_memory_is_fetched_stays_paused() {
+    let ready = SourceInput::Said(ToSource::Ready { id: ID, post_copy: true });
+    let offer = Offer { id: ID, vm: VmId([2; 16]), definition: vec![], has_disk: false, post_copy: PostCopy::Auto };
+    let mut source = Source::new(NOW, offer);
+    source.handle(NOW, ready);
+    while source.poll_effect().is_some() {}
+    source.handle(NOW, SourceInput::Diverging);
+    source.handle(NOW, SourceInput::Diverging);
+    assert_eq!(effects(&mut source), [SourceEffect::Pause, SourceEffect::BeginPostCopy]);
+    source.handle(NOW, SourceInput::Stopped);
+    assert_eq!(source.poll_timeout(), Some(NOW + SWITCH_TIME_MAX));
+}
+
+#[test]
 fn a_target_runs_only_with_everything_and_the_permission() {
     let prepared = TargetInput::Prepared { post_copy: false };
     let (machine, effects) = target(&[prepared.clone(), TargetInput::Loaded]);
@@ -94,7 +129,7 @@ fn a_target_runs_only_with_everything_and_the_permission() {
     for order in [[go(), TargetInput::Loaded], [TargetInput::Loaded, go()]] {
         let (machine, effects) = target(&[vec![prepared.clone()], order.to_vec()].concat());
         assert!(machine.is_ours());
-        assert_eq!(effects, [TargetEffect::Persist(Phase::Taken), TargetEffect::Resume]);
+        assert_eq!(effects, [TargetEffect::Persist(Phase::Taken), TargetEffect::Resume(vec![])]);
     }
 }
 
@@ -107,7 +142,7 @@ fn a_restart_goes_on_from_what_is_on_the_disk() {
     let first = |phase, is_whole| Target::restore(NOW, ID, phase, is_whole).unwrap().poll_effect().unwrap();
     assert_eq!(first(Phase::Preparing, false), TargetEffect::Drop);
     assert_eq!(first(Phase::Preparing, true), TargetEffect::Send(ToSource::Ask { id: ID }));
-    assert_eq!(first(Phase::Taken, true), TargetEffect::Resume);
+    assert_eq!(first(Phase::Taken, true), TargetEffect::Resume(vec![]));
     assert!(matches!(first(Phase::Taken, false), TargetEffect::Send(ToSource::Taken { .. })));
 }
 

@@ -24,9 +24,11 @@ pub struct MoveCounts {
 }
 
 impl Switch {
-    /// `mac` is about to leave with its VM: from now on its frames wait here. They are counted anew.
+    /// `mac` is about to leave with its VM: from now on its frames wait here. They are counted anew, unless they wait
+    /// already.
     pub fn begin_move(&mut self, now: Instant, network: NetworkId, mac: Mac) {
-        if let Some(binding) = self.binding(network, mac) {
+        let binding = self.binding(network, mac).filter(|binding| !matches!(binding.state, State::Departed { .. }));
+        if let Some(binding) = binding {
             binding.counts = MoveCounts::default();
         }
         self.depart(now, network, mac);
@@ -78,7 +80,8 @@ impl Switch {
         }
     }
 
-    /// Takes a claim that came with a VM. Frames wait until [`Switch::handle_local`] says that the VM runs.
+    /// Takes a claim that came with a VM. Frames for it wait until [`Switch::handle_local`] says that it runs; what it
+    /// sends passes from now on.
     pub fn handle_handoff(&mut self, now: Instant, claim: Claim) {
         if claim.holder == self.me {
             self.on_grant(now, claim);

@@ -48,6 +48,8 @@ pub enum Violation {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Guest {
     Runs,
+    /// Paused by its agent, while QEMU goes on sending.
+    Stopped,
     /// Before the last bytes.
     Paused,
     /// All has been sent.
@@ -65,6 +67,8 @@ struct Qemu {
     memory: u64,
     is_mirroring: bool,
     is_sending: bool,
+    /// Its agent has paused the guest: QEMU does not let it go on by itself.
+    is_held: bool,
     post_copy: bool,
     /// Tells a process from another.
     life: u64,
@@ -125,13 +129,18 @@ pub struct Lab {
     trace: Vec<String>,
 }
 
+impl Qemu {
+    const fn new(guest: Guest, life: u64) -> Self {
+        Self { guest, memory: 0, is_mirroring: false, is_sending: false, is_held: false, post_copy: false, life }
+    }
+}
+
 impl Lab {
     /// A VM that runs, and a migration that begins.
     pub fn new(has_disk: bool, post_copy: u64) -> Self {
         let post_copy = [PostCopy::Never, PostCopy::Auto, PostCopy::Now][post_copy as usize % 3];
         let offer = Offer { id: ID, vm: VmId([2; 16]), definition: Vec::new(), has_disk, post_copy };
-        let qemu =
-            Qemu { guest: Guest::Runs, memory: 0, is_mirroring: false, is_sending: false, post_copy: false, life: 0 };
+        let qemu = Qemu::new(Guest::Runs, 0);
         let now = Instant(1_000_000);
         Self {
             now,
@@ -249,7 +258,7 @@ impl Lab {
             4..=7 => self.target_works(),
             8 => self.deliver_to_target(pick),
             9 => self.deliver_to_source(pick),
-            10 => self.sending_goes_on(),
+            10 => self.sending_goes_on(pick),
             11 => self.memory_arrives(),
             12 => self.guests_write(),
             13 => self.time_passes(),

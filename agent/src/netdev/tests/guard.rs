@@ -47,7 +47,8 @@ fn a_guarded_guest_uses_its_own_addresses_only() {
             assert_eq!(pass(&guest, &listener, frames), frames, "nothing is guarded yet");
         }
 
-        netdev.guard(BLUE, "guest0", GUEST, Some(IP)).await.unwrap();
+        netdev.filter("guest0", Some(IP)).await.unwrap();
+        netdev.lock(BLUE, "guest0", GUEST).await.unwrap();
         assert_eq!(pass(&guest, &listener, &own), own);
         assert!(pass(&guest, &listener, &stolen_mac).is_empty());
         assert!(pass(&guest, &agent.fd, &stolen_mac).is_empty(), "it leaves the host neither");
@@ -59,10 +60,51 @@ fn a_guarded_guest_uses_its_own_addresses_only() {
         assert_eq!(netdev.fdb_lookup(BLUE, GUEST).await.unwrap().as_deref(), Some("guest0"));
 
         // Another address, as after a collision.
-        netdev.guard(BLUE, "guest0", GUEST, Some(OTHER_IP)).await.unwrap();
+        netdev.filter("guest0", Some(OTHER_IP)).await.unwrap();
         assert_eq!(pass(&guest, &listener, &stolen_ip), stolen_ip);
         netdev.unguard("guest0").await;
         assert_eq!(pass(&guest, &listener, &own), own);
+    });
+}
+
+#[test]
+fn a_silent_port_passes_nothing_until_it_may_speak() {
+    in_namespace(|netdev| async move {
+        netdev.ensure_bridge(BLUE, 1500).await.unwrap();
+        let listener = guest_port(&netdev, BLUE, "guest1").await;
+        let guest = netdev.create_guest_tap("guest0", 1500).await.unwrap();
+        netdev.attach_silent(BLUE, "guest0").await.unwrap();
+        let (own, stolen) = ([datagram(GUEST, IP)], [datagram(OTHER, IP)]);
+        let for_all = [datagram(OTHER, OTHER_IP)];
+        assert!(pass(&guest, &listener, &own).is_empty());
+        assert!(pass(&listener, &guest, &for_all).is_empty());
+
+        netdev.let_speak(BLUE, "guest0", Some(GUEST)).await.unwrap();
+        assert_eq!(pass(&guest, &listener, &own), own);
+        assert!(pass(&guest, &listener, &stolen).is_empty());
+        assert_eq!(pass(&listener, &guest, &for_all), for_all);
+    });
+}
+
+#[test]
+fn what_waits_for_a_guest_is_seen_and_taken() {
+    in_namespace(|netdev| async move {
+        netdev.ensure_bridge(BLUE, 1500).await.unwrap();
+        let sender = guest_port(&netdev, BLUE, "guest1").await;
+        let _guest = guest_port(&netdev, BLUE, "guest0").await;
+        let rest = Rest::of(std::process::id(), "guest0").unwrap();
+        rest.take(GUEST).unwrap();
+        assert!(rest.is_empty().unwrap());
+        let (from, to) = (SocketAddrV4::new(OTHER_IP, 1), SocketAddrV4::new(IP, 1));
+        let frame = udp::build((OTHER, from), (GUEST, to), b"hello").unwrap();
+        for _ in 0..2 {
+            File::from(sender.try_clone().unwrap()).write_all(&[&[0; VNET_BYTES], &frame[..]].concat()).unwrap();
+        }
+        assert!(!rest.is_empty().unwrap());
+        let taken = rest.take(GUEST).unwrap();
+        assert!(taken.len() == 2 && taken.iter().all(|packet| packet[VNET_BYTES..] == frame));
+        assert!(rest.is_empty().unwrap());
+        assert!(Rest::of(std::process::id(), "nothing").is_err());
     });
 }
 

@@ -65,6 +65,9 @@ mod tests {
         let mut wrong = Definition::of(&spec());
         wrong.spec.cpu = "host".into();
         assert!(Definition::decode(&wrong.encode().unwrap()).unwrap_err().to_string().contains("model"));
+        let mut wrong = Definition::of(&spec());
+        wrong.spec.machine = "pc-i440fx-9.9".into();
+        assert!(Definition::decode(&wrong.encode().unwrap()).unwrap_err().to_string().contains("pc-i440fx-9.9"));
         let missing = Definition::of(&spec()).encode().unwrap();
         assert!(Definition::decode(&missing).unwrap_err().to_string().contains("not on this host"));
     }

@@ -4,9 +4,10 @@
 use super::super::machine::{Live, News};
 use super::super::qmp::{Event, Qmp, QmpError};
 use super::super::store::Files;
+use crate::netdev::Rest;
 use serde_json::{Value, json};
 use std::time::Duration;
-use virtuoso_overlay::migrate::{SourceInput, TargetInput};
+use virtuoso_overlay::migrate::{PAUSE_TIME_MAX, SourceInput, TargetInput};
 
 /// The job that copies the disk, the node it writes to, and the export at the target.
 const JOB: &str = "move0";
@@ -14,9 +15,22 @@ const NODE: &str = "moved0";
 const EXPORT: &str = "disk0";
 const DISK: &str = "disk0";
 
-/// Least time of a guest's pause that QEMU aims at. Its default of 300 ms is a stall that users notice; below this a
-/// guest that writes a little does not converge.
-const DOWNTIME_LIMIT_MS: u64 = 100;
+/// When QEMU pauses the guest by itself: when it can send in this time what is left. The least that it takes, because
+/// the agent means to be faster: QEMU loses frames that come while it pauses a guest.
+const DOWNTIME_LIMIT_MS: u64 = 1;
+/// When the agent has the guest paused: when what is left can be sent in this time.
+const PAUSE_BELOW: Duration = Duration::from_millis(60);
+/// A guest that would be paused longer than this does not converge. Users notice it.
+const PAUSE_MAX_MS: u64 = 200;
+/// How often the agent looks how much is left: the sooner, the less that is.
+const LOOK_MIN: Duration = Duration::from_millis(2);
+const LOOK_MAX: Duration = Duration::from_millis(250);
+/// Bytes of empty memory that QEMU passes in a second at most. It costs a look and no sending, and a display has 16 MiB
+/// of it at the very end.
+const EMPTY_RATE: u64 = 8 << 30;
+/// How often the agent looks whether a guest has taken all frames before it is paused. Each time QEMU's main loop has
+/// gone round, which is some 100 us.
+const DRAIN_LOOKS_MAX: u32 = 100;
 /// Bytes per second without a limit of the operator's: more than any link has.
 const BANDWIDTH_MAX: u64 = 10 << 30;
 /// How long QEMU may take to give a migration up.
@@ -33,13 +47,14 @@ pub(super) struct Terms {
 /// How far QEMU has come with the memory.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Figures {
+    /// Memory is being copied while the guest runs.
+    pub(super) is_active: bool,
     pub(super) transferred: u64,
     pub(super) remaining: u64,
     pub(super) rate: u64,
     pub(super) dirty: u64,
     pub(super) rounds: u64,
     pub(super) expected_downtime_ms: u64,
-    pub(super) downtime_ms: f64,
 }
 
 /// Has QEMU at the source copy the disk to the socket.
@@ -77,6 +92,7 @@ pub(super) async fn send_memory(qmp: &Qmp, files: &Files, terms: Terms) -> Resul
     capabilities(qmp, terms.post_copy).await?;
     let parameters = json!({
         "max-bandwidth": terms.bandwidth.unwrap_or(BANDWIDTH_MAX),
+        "max-postcopy-bandwidth": terms.bandwidth.unwrap_or_default(),
         "downtime-limit": DOWNTIME_LIMIT_MS,
     });
     qmp.run_with("migrate-set-parameters", parameters).await?;
@@ -101,6 +117,23 @@ pub(super) async fn begin_post_copy(qmp: &Qmp) -> Result<(), QmpError> {
     qmp.run("migrate-start-postcopy").await.map(|_| ())
 }
 
+/// Whether the stream broke from which the guest at the target fetches its memory: both QEMUs wait for another one.
+pub(super) async fn is_interrupted(qmp: &Qmp) -> bool {
+    status(qmp).await.is_ok_and(|status| status == "postcopy-paused")
+}
+
+/// Has QEMU at the source connect to the socket again, for what the target still fetches.
+pub(super) async fn send_again(qmp: &Qmp, files: &Files) -> Result<(), QmpError> {
+    let uri = format!("unix:{}", files.memory_socket().display());
+    qmp.run_with("migrate", json!({"uri": uri, "resume": true})).await.map(drop)
+}
+
+/// Has QEMU at the target listen at the socket again, for what it still fetches.
+pub(super) async fn receive_again(qmp: &Qmp, files: &Files) -> Result<(), QmpError> {
+    let uri = format!("unix:{}", files.memory_socket().display());
+    qmp.run_with("migrate-recover", json!({"uri": uri})).await.map(drop)
+}
+
 /// Has QEMU write the last bytes.
 pub(super) async fn go_on(qmp: &Qmp) -> Result<(), QmpError> {
     qmp.run_with("migrate-continue", json!({"state": "pre-switchover"})).await.map(|_| ())
@@ -113,19 +146,62 @@ pub(super) async fn figures(qmp: &Qmp) -> Option<Figures> {
     let number = |value: &Value| value.as_u64().unwrap_or_default();
     let page = number(&ram["page-size"]).max(1);
     Some(Figures {
+        is_active: info["status"] == "active",
         transferred: number(&ram["transferred"]),
         remaining: number(&ram["remaining"]),
         rate: (ram["mbps"].as_f64().unwrap_or_default() * 125_000.0) as u64,
         dirty: number(&ram["dirty-pages-rate"]).saturating_mul(page),
         rounds: number(&ram["dirty-sync-count"]),
         expected_downtime_ms: number(&info["expected-downtime"]),
-        downtime_ms: info["downtime"].as_f64().unwrap_or_default(),
     })
 }
 
 /// Whether the memory does not come to an end by copying it again.
 pub(super) fn is_diverging(figures: &Figures) -> bool {
-    figures.rounds >= 4 && figures.expected_downtime_ms > 2 * DOWNTIME_LIMIT_MS
+    figures.rounds >= 4 && figures.expected_downtime_ms > PAUSE_MAX_MS
+}
+
+/// Whether what is left can be sent while the guest is paused. `changed` is what it had changed in the last pass; in
+/// the first, nobody knows, and it is worth a try.
+pub(super) fn is_converging(figures: &Figures, changed: Option<u64>) -> bool {
+    let is_quiet = changed.is_none_or(|bytes| bytes <= bytes_in(figures.rate, PAUSE_TIME_MAX));
+    figures.is_active && figures.rate > 0 && is_quiet && figures.remaining <= bytes_in(figures.rate, PAUSE_BELOW)
+}
+
+/// When to look again: before so little can be left that the guest has to be paused.
+pub(super) fn next_look(figures: &Figures) -> Duration {
+    if !figures.is_active {
+        return LOOK_MAX;
+    }
+    let ahead = figures.remaining.saturating_sub(bytes_in(figures.rate, PAUSE_BELOW));
+    Duration::from_micros(ahead / (EMPTY_RATE / 1_000_000)).clamp(LOOK_MIN, LOOK_MAX)
+}
+
+fn bytes_in(rate: u64, time: Duration) -> u64 {
+    u64::try_from(u128::from(rate) * time.as_micros() / 1_000_000).unwrap_or(u64::MAX)
+}
+
+/// Pauses the guest once it has taken what is on its way to it.
+pub(super) async fn pause(qmp: &Qmp, queues: &[Rest]) -> Result<(), QmpError> {
+    let mut empty = 0;
+    for _ in 0..DRAIN_LOOKS_MAX {
+        // Twice: what an agent has just written may still be in the bridge.
+        empty = if queues.iter().all(|queue| queue.is_empty().unwrap_or(true)) { empty + 1 } else { 0 };
+        if empty == 2 {
+            break;
+        }
+        qmp.run("query-status").await?;
+    }
+    qmp.run("stop").await.map(drop)
+}
+
+/// Lets a paused guest go on; false if QEMU is at the last bytes already.
+pub(super) async fn unpause(qmp: &Qmp) -> Result<bool, QmpError> {
+    match qmp.run("cont").await {
+        Ok(_) => Ok(true),
+        Err(QmpError::Refused { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Ends what runs of a migration at the source, and lets the guest run.
@@ -169,6 +245,8 @@ pub(super) enum SourceNews {
     Input(SourceInput),
     /// The copy of the disk has ended, because it was asked to or by itself.
     MirrorEnded(Option<String>),
+    /// What the guest has changed in the memory is known anew.
+    Pass,
     Nothing,
 }
 
@@ -176,7 +254,7 @@ pub(super) enum SourceNews {
 pub(super) async fn source_news(qmp: Option<&Qmp>, news: &News) -> SourceNews {
     let event = match news {
         News::Ended => return SourceNews::Input(SourceInput::Ended),
-        News::Said(event) => event,
+        News::Said(event, _) => event,
     };
     let is_ours = event.data["device"] == JOB;
     match event.event.as_str() {
@@ -185,6 +263,7 @@ pub(super) async fn source_news(qmp: Option<&Qmp>, news: &News) -> SourceNews {
         "BLOCK_JOB_COMPLETED" | "BLOCK_JOB_CANCELLED" if is_ours => {
             SourceNews::MirrorEnded(event.data["error"].as_str().map(str::to_owned))
         }
+        "MIGRATION_PASS" => SourceNews::Pass,
         "MIGRATION" => match event.data["status"].as_str() {
             Some("pre-switchover") => SourceNews::Input(SourceInput::Paused),
             Some("completed") => SourceNews::Input(SourceInput::Sent),
@@ -251,11 +330,29 @@ pub(super) async fn is_whole(qmp: &Qmp) -> bool {
 pub(super) fn target_news(news: &News) -> Option<TargetInput> {
     let event: &Event = match news {
         News::Ended => return Some(TargetInput::Ended),
-        News::Said(event) => event,
+        News::Said(event, _) => event,
     };
     match (event.event.as_str(), event.data["status"].as_str()) {
         ("MIGRATION", Some("completed" | "postcopy-active")) => Some(TargetInput::Loaded),
         ("MIGRATION", Some("failed")) => Some(TargetInput::Broken("QEMU could not take the memory".into())),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_is_paused_when_little_is_left_and_looked_at_before() {
+        let figures = |remaining| Figures { is_active: true, rate: 1 << 30, remaining, ..Figures::default() };
+        assert!(is_converging(&figures(60 << 20), None) && !is_converging(&figures(70 << 20), None));
+        assert!(is_converging(&figures(0), Some(200 << 20)) && !is_converging(&figures(0), Some(400 << 20)));
+        assert!(!is_converging(&Figures { is_active: false, ..figures(0) }, None), "QEMU has paused it by itself");
+        assert!(!is_converging(&Figures { rate: 0, ..figures(0) }, None), "nothing is known yet");
+        assert_eq!(next_look(&figures(64 << 20)), LOOK_MIN);
+        assert_eq!(next_look(&figures(u64::MAX)), LOOK_MAX);
+        let empty = Duration::from_millis(100);
+        assert!(next_look(&figures(bytes_in(EMPTY_RATE, empty))) <= empty);
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::control::model::MigrationBytes;
 use std::time::Duration;
-use virtuoso_overlay::migrate::Arrival;
+use virtuoso_overlay::migrate::{Arrival, SourceInput};
 use virtuoso_overlay::switch::MoveCounts;
 use virtuoso_overlay::time::Instant;
 
@@ -12,6 +12,10 @@ pub(super) struct Times {
     pub(super) begun: Instant,
     /// Frames wait from here on.
     pub(super) closed: Option<Instant>,
+    /// QEMU has paused the guest.
+    pub(super) stopped: Option<Instant>,
+    /// It has sent all that the guest needs to run.
+    pub(super) sent: Option<Instant>,
     /// The target was told that the VM is its.
     pub(super) given: Option<Instant>,
     /// It said that the VM runs.
@@ -26,12 +30,28 @@ pub(super) struct Counts {
     pub(super) source_later: MoveCounts,
     pub(super) target: MoveCounts,
     pub(super) bytes: MigrationBytes,
-    pub(super) downtime_ms: f64,
 }
 
 impl Times {
     pub(super) const fn new(begun: Instant) -> Self {
-        Self { begun, closed: None, given: None, taken: None }
+        Self { begun, closed: None, stopped: None, sent: None, given: None, taken: None }
+    }
+
+    /// Takes the time of what QEMU says.
+    pub(super) fn see(&mut self, input: &SourceInput, now: Instant) {
+        match input {
+            SourceInput::Stopped => self.stopped = Some(now),
+            SourceInput::Sent | SourceInput::PostCopyBegun => {
+                self.sent.get_or_insert(now);
+            }
+            _ => {}
+        }
+    }
+
+    /// The hypervisor's share of the blackout: from the guest's pause until QEMU had sent all that it needs to run. Its
+    /// own figure begins later, as it does not know that the guest was paused for it.
+    pub(super) fn downtime(&self) -> Duration {
+        self.stopped.zip(self.sent).map(|(stopped, sent)| sent.since(stopped)).unwrap_or_default()
     }
 
     /// From when frames waited until the first was on its way to the guest. The two hosts' clocks are never compared:
@@ -82,9 +102,13 @@ mod tests {
     fn clocks_are_joined_by_half_the_round_trip() {
         let begun = Instant(1_000_000);
         let at = |ms| Some(begun + Duration::from_millis(ms));
-        let times = Times { begun, closed: at(100), given: at(150), taken: at(200) };
+        let mut times = Times { closed: at(100), given: at(150), taken: at(200), ..Times::new(begun) };
         let arrival = Arrival { opened_us: 8_000, answered_us: 10_000, has_ended: false };
         assert_eq!(times.blackout(&arrival), Duration::from_millis(50 + 20 + 8));
+        for (input, ms) in [(SourceInput::Stopped, 105), (SourceInput::Sent, 145), (SourceInput::Sent, 160)] {
+            times.see(&input, begun + Duration::from_millis(ms));
+        }
+        assert_eq!(times.downtime(), Duration::from_millis(40));
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! The task of a migration on the host that has the VM.
 
+mod switch_over;
+
 use super::super::machine::{Live, Machine, News};
 use super::definition::Definition;
-use super::hypervisor::{self, SourceNews, Terms};
+use super::hypervisor::{self, Figures, SourceNews, Terms};
 use super::line::{self, Line, Purpose};
 use super::report::{Counts, Times, milliseconds, sum};
 use super::{Inbox, MigrateOptions, Shared};
@@ -16,17 +18,18 @@ use crate::vm::qmp::QmpError;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
-use virtuoso_overlay::claims::Claim;
 use virtuoso_overlay::ids::{HostId, Mac, NetworkId};
 use virtuoso_overlay::migrate::{
     Arrival, MigrationId, Notice, Offer, Outcome, Phase, Record, Source, SourceEffect, SourceInput, ToSource, ToTarget,
 };
 use virtuoso_overlay::switch::MoveCounts;
 
-/// How often QEMU is asked how far it is: often enough for a progress bar.
-const FIGURES_INTERVAL: Duration = Duration::from_millis(250);
+/// How often progress is told.
+const TELL_INTERVAL: Duration = Duration::from_millis(250);
 /// Time between two attempts to reach the other host.
 const DIAL_INTERVAL: Duration = Duration::from_secs(1);
+/// How often is looked whether the target's memory comes from nowhere, once the guest runs there.
+const MEND_INTERVAL: Duration = Duration::from_secs(1);
 /// How long the target may take to say what it has counted. The move is done by then.
 const COUNT_TIME_MAX: Duration = Duration::from_secs(2);
 /// News of a process that wait: a migration has some dozens in all.
@@ -50,8 +53,14 @@ struct Task {
     bandwidth: Option<u64>,
     networks: Vec<(NetworkId, Mac)>,
     is_sending: bool,
+    /// When QEMU is asked how far it is, and since when nobody was told.
+    look_at: tokio::time::Instant,
+    /// Bytes that the guest had changed when QEMU looked last.
+    changed: Option<u64>,
+    told_at: Option<tokio::time::Instant>,
     is_finishing_mirror: bool,
     post_copy: bool,
+    mend_at: tokio::time::Instant,
     times: Times,
     counts: Counts,
     progress: watch::Sender<MigrationProgress>,
@@ -109,6 +118,7 @@ pub(super) fn restore(shared: &Arc<Shared>, record: Record) {
                 Some(live) => hypervisor::what_is_left(&live.qmp).await,
                 None => SourceInput::Ended,
             };
+            task.post_copy = left == SourceInput::PostCopyBegun;
             task.hear(left);
         }
         task.run().await;
@@ -142,8 +152,12 @@ impl Task {
             bandwidth: None,
             networks: Vec::new(),
             is_sending: false,
+            look_at: tokio::time::Instant::now(),
+            changed: None,
+            told_at: None,
             is_finishing_mirror: false,
             post_copy: false,
+            mend_at: tokio::time::Instant::now(),
             times,
             counts: Counts::default(),
             progress: watch::Sender::default(),
@@ -153,7 +167,6 @@ impl Task {
     }
 
     async fn run(mut self) {
-        let mut figures = tokio::time::interval(FIGURES_INTERVAL);
         loop {
             while let Some(effect) = self.state.poll_effect() {
                 self.carry_out(effect).await;
@@ -172,7 +185,8 @@ impl Task {
                     self.dial_at = None;
                     self.shared.dial(self.peer, Purpose::FromSource, self.id, self.sender.clone());
                 }
-                _ = figures.tick(), if self.is_sending => self.follow_figures().await,
+                () = tokio::time::sleep_until(self.look_at), if self.is_sending => self.follow_figures(false).await,
+                () = tokio::time::sleep_until(self.mend_at), if self.post_copy => self.mend().await,
             }
         }
         self.tell_result().await;
@@ -231,13 +245,19 @@ impl Task {
     async fn on_news(&mut self, news: &News) {
         let live = self.live();
         match hypervisor::source_news(live.as_ref().map(|live| &live.qmp), news).await {
-            SourceNews::Input(input) => self.hear(input),
+            SourceNews::Input(input) => {
+                if let News::Said(_, at) = news {
+                    self.times.see(&input, *at);
+                }
+                self.hear(input);
+            }
+            SourceNews::Pass if self.is_sending => self.follow_figures(true).await,
             SourceNews::MirrorEnded(None) if self.is_finishing_mirror => self.on_disk_whole().await,
             SourceNews::MirrorEnded(why) => {
                 let why = why.unwrap_or_else(|| "it ended by itself".into());
                 self.hear(SourceInput::Broken(format!("the disk could not be copied: {why}")));
             }
-            SourceNews::Nothing => {}
+            SourceNews::Pass | SourceNews::Nothing => {}
         }
     }
 
@@ -249,12 +269,50 @@ impl Task {
         }
     }
 
-    async fn follow_figures(&mut self) {
+    /// Asks QEMU how far it is. When it `has_looked` anew what the guest has changed, what is left is just that.
+    async fn follow_figures(&mut self, has_looked: bool) {
+        let now = tokio::time::Instant::now();
+        self.look_at = now + TELL_INTERVAL;
         let Some(live) = self.live() else { return };
         let Some(figures) = hypervisor::figures(&live.qmp).await else { return };
+        self.look_at = now + hypervisor::next_look(&figures);
+        self.counts.bytes.memory = figures.transferred;
+        if has_looked && figures.rounds > 1 {
+            self.changed = Some(figures.remaining);
+        }
+        if hypervisor::is_diverging(&figures) {
+            self.hear(SourceInput::Diverging);
+        } else if hypervisor::is_converging(&figures, self.changed) {
+            self.hear(SourceInput::Converging);
+        }
+        if self.told_at.is_none_or(|at| now >= at + TELL_INTERVAL) {
+            self.told_at = Some(now);
+            self.tell_progress(&live, figures).await;
+        }
+    }
+
+    /// Goes on with post-copy after its stream broke.
+    async fn mend(&mut self) {
+        self.mend_at = tokio::time::Instant::now() + MEND_INTERVAL;
+        let Some(live) = self.live().filter(|_| self.line.is_some()) else { return };
+        if !hypervisor::is_interrupted(&live.qmp).await {
+            return;
+        }
+        let files = &self.machine.files;
+        let name = self.machine.spec().name;
+        tracing::info!(vm = %name, "The target goes on fetching memory over a new stream");
+        let again = match self.bridge(&files.memory_socket(), Purpose::Memory) {
+            Ok(()) => hypervisor::send_again(&live.qmp, files).await.map_err(anyhow::Error::from),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = again {
+            tracing::debug!(vm = %name, "It can't yet: {error:#}");
+        }
+    }
+
+    async fn tell_progress(&mut self, live: &Live, figures: Figures) {
         let disk = hypervisor::mirrored(&live.qmp).await;
         self.counts.bytes.disk = disk.unwrap_or(self.counts.bytes.disk);
-        self.counts.bytes.memory = figures.transferred;
         self.progress.send_modify(|progress| {
             progress.disk_bytes = self.counts.bytes.disk;
             progress.memory_bytes = figures.transferred;
@@ -264,9 +322,6 @@ impl Task {
             let gain = figures.rate.saturating_sub(figures.dirty);
             progress.estimate_s = figures.remaining.checked_div(gain);
         });
-        if hypervisor::is_diverging(&figures) {
-            self.hear(SourceInput::Diverging);
-        }
     }
 
     async fn carry_out(&mut self, effect: SourceEffect) {
@@ -296,6 +351,8 @@ impl Task {
                 self.post_copy = true;
                 self.try_qmp(Ok(()), async |live: Live, _: &Self| hypervisor::begin_post_copy(&live.qmp).await).await;
             }
+            SourceEffect::Pause => self.pause().await,
+            SourceEffect::Unpause => self.unpause().await,
             SourceEffect::ClosePorts => self.close_ports().await,
             SourceEffect::FinishMirror => {
                 self.is_finishing_mirror = true;
@@ -352,56 +409,12 @@ impl Task {
         }
     }
 
-    async fn close_ports(&mut self) {
-        self.times.closed.get_or_insert_with(|| self.shared.vms.now());
-        let Some(live) = self.live() else { return };
-        let spec = self.machine.spec();
-        for nic in &spec.nics {
-            match self.shared.vms.parts.sockets.close(nic, live.process.mark().pid).await {
-                Ok(network) => self.networks.push((network, nic.mac.0)),
-                Err(error) => tracing::warn!(vm = %spec.name, "Can't unplug an interface: {error}"),
-            }
-        }
-    }
-
-    /// Signs the addresses over; a handoff that is lost is asked for again by the target's switch.
-    async fn hand_over(&mut self) {
-        let (networks, to) = (self.networks.clone(), self.peer);
-        let sign = self.shared.engine.call(move |switch, now| {
-            let signed = networks.iter().filter_map(|(network, mac)| switch.hand_over(now.mono, *network, *mac, to));
-            signed.collect::<Vec<Claim>>()
-        });
-        let claims = sign.await.unwrap_or_default();
-        self.hear(SourceInput::HandedOver(claims));
-    }
-
-    async fn take_back(&mut self) {
-        self.is_sending = false;
-        if let Some(live) = self.live() {
-            for nic in &self.machine.spec().nics {
-                let sockets = &self.shared.vms.parts.sockets;
-                if let Err(error) = sockets.plug_prepared(nic).await {
-                    tracing::warn!("Can't plug an interface in again: {error}");
-                }
-                if let Err(error) = sockets.readdress(nic).await {
-                    tracing::warn!("Can't claim an address again: {error}");
-                }
-            }
-            if let Err(error) = hypervisor::take_back(&live).await {
-                tracing::warn!(vm = %self.machine.spec().name, "A VM that stays does not go on: {error}");
-            }
-        }
-        self.shared.vms.end_move(&self.machine).await;
-        self.hear(SourceInput::TakenBack);
-    }
-
     async fn erase(&mut self) {
         self.is_sending = false;
         if let Some(live) = self.live()
             && let Some(figures) = hypervisor::figures(&live.qmp).await
         {
             self.counts.bytes.memory = figures.transferred;
-            self.counts.downtime_ms = figures.downtime_ms;
         }
         self.counts.source = self.count().await;
         self.shared.vms.erase(&self.machine).await;
@@ -472,13 +485,13 @@ impl Task {
     }
 
     fn report(&self, arrival: &Arrival, total: Duration) -> MigrationReport {
-        let Counts { source, target, bytes, downtime_ms, .. } = self.counts;
+        let Counts { source, target, bytes, .. } = self.counts;
         MigrationReport {
             name: self.machine.spec().name.to_string(),
             to: Text(self.peer),
             host_name: String::new(),
             total_ms: milliseconds(total),
-            downtime_ms,
+            downtime_ms: milliseconds(self.times.downtime()),
             blackout_ms: milliseconds(self.times.blackout(arrival)),
             frames_forwarded: source.forwarded,
             frames_buffered: source.buffered + target.buffered,

@@ -21,6 +21,8 @@ use virtuoso_overlay::migrate::{
 
 /// The source connects; only when it does not, this host tries.
 const DIAL_INTERVAL: Duration = Duration::from_secs(3);
+/// How often is looked whether memory that is fetched while the guest runs comes from nowhere.
+const MEND_INTERVAL: Duration = Duration::from_secs(1);
 /// News of a process that wait.
 const NEWS_MAX: usize = 256;
 
@@ -45,6 +47,7 @@ struct Task {
     line: Option<Line>,
     lines: u64,
     dial_at: Option<tokio::time::Instant>,
+    mend_at: tokio::time::Instant,
     is_preparing: bool,
 }
 
@@ -103,6 +106,7 @@ impl Task {
             line,
             lines,
             dial_at,
+            mend_at: tokio::time::Instant::now() + MEND_INTERVAL,
             is_preparing: false,
         }
     }
@@ -127,6 +131,7 @@ impl Task {
                     }
                 }
                 () = tokio::time::sleep_until(timer.into()) => self.hear(TargetInput::Timeout),
+                () = tokio::time::sleep_until(self.mend_at), if self.state.is_ours() => self.mend().await,
                 () = tokio::time::sleep_until(dial_at), if is_dialling => {
                     self.dial_at = None;
                     self.shared.dial(self.peer, Purpose::FromTarget, self.id, self.sender.clone());
@@ -219,8 +224,8 @@ impl Task {
             TargetEffect::Forget => self.shared.book.remove(self.id),
             TargetEffect::Send(message) => self.say(&message),
             TargetEffect::Prepare => self.prepare(),
-            TargetEffect::Resume => self.resume().await,
-            TargetEffect::OpenPorts(handoffs) => self.open_ports(handoffs).await,
+            TargetEffect::Resume(handoffs) => self.resume(handoffs).await,
+            TargetEffect::OpenPorts => self.open_ports().await,
             TargetEffect::Adopt => self.adopt().await,
             TargetEffect::Drop => {
                 // A copy that is still being made is dropped when it is there.
@@ -239,6 +244,21 @@ impl Task {
                 self.hear(TargetInput::Dropped);
             }
             TargetEffect::Tell(notice) => self.tell(&notice),
+        }
+    }
+
+    /// Goes on with post-copy after its stream broke.
+    async fn mend(&mut self) {
+        self.mend_at = tokio::time::Instant::now() + MEND_INTERVAL;
+        let Some(machine) = &self.machine else { return };
+        let Some(live) = machine.live() else { return };
+        if hypervisor::is_interrupted(&live.qmp).await {
+            let vm = machine.spec().name;
+            match hypervisor::receive_again(&live.qmp, &machine.files).await {
+                Ok(()) => tracing::info!(%vm, "The guest waits for memory, whose stream broke"),
+                // It listens already.
+                Err(error) => tracing::debug!(%vm, "{error}"),
+            }
         }
     }
 
@@ -269,15 +289,18 @@ impl Task {
         self.machine.take().or_else(|| self.shared.vms.machine_or_copy(self.vm))
     }
 
-    async fn resume(&mut self) {
+    async fn resume(&mut self, handoffs: Vec<Claim>) {
         let Some(live) = self.machine.as_ref().and_then(|machine| machine.live()) else {
             return self.hear(TargetInput::NotResumed("the machine at the target ended".into()));
         };
+        // Now, and not when the guest runs: it may have something to say at once.
+        if let Err(error) = self.shared.vms.parts.sockets.take_over(handoffs).await {
+            tracing::warn!(vm = %self.vm, "Can't take an address over: {error}");
+        }
         let spec = self.machine.as_ref().map(|machine| machine.spec());
         for nic in spec.iter().flat_map(|spec| &spec.nics) {
-            // Now, and not when the guest runs: it may have something to say at once.
-            if let Err(error) = self.shared.vms.parts.sockets.plug_prepared(nic).await {
-                tracing::warn!(vm = %self.vm, "Can't plug an interface in: {error}");
+            if let Err(error) = self.shared.vms.parts.sockets.open(nic).await {
+                tracing::warn!(vm = %self.vm, "Can't let a guest speak: {error}");
             }
         }
         match live.qmp.run("cont").await {
@@ -287,10 +310,10 @@ impl Task {
         }
     }
 
-    async fn open_ports(&mut self, handoffs: Vec<Claim>) {
+    async fn open_ports(&mut self) {
         if let Some(machine) = &self.machine {
             for nic in &machine.spec().nics {
-                if let Err(error) = self.shared.vms.parts.sockets.take_over(nic, handoffs.clone()).await {
+                if let Err(error) = self.shared.vms.parts.sockets.claim(nic).await {
                     tracing::warn!(vm = %machine.spec().name, "Can't claim an address: {error}");
                 }
             }
@@ -307,10 +330,6 @@ impl Task {
         let Some(machine) = &self.machine else { return };
         self.end_expectation(machine).await;
         self.shared.vms.adopt_copy(machine).await;
-        for nic in &machine.spec().nics {
-            // Last, because it takes long: what leaves the host is watched by the switch meanwhile.
-            self.shared.vms.parts.sockets.readdress(nic).await.ok();
-        }
         if let Some(live) = machine.live() {
             hypervisor::close_arrival(&live.qmp, &machine.files).await;
         }

@@ -12,9 +12,11 @@ fn a_move_keeps_every_frame_in_order_also_those_that_overtake_the_handoff() {
     let target = lab.switches[1].me;
     lab.switches[1].expect_move(lab.now, NET, GUEST, holder);
 
-    // The guest is paused. What was on its way to it goes before what comes later.
+    // The guest is paused, its port taken out. What was on its way to it goes before what comes later.
     lab.switches[0].begin_move(lab.now, NET, GUEST);
     assert_eq!(lab.send(2, &frame(GUEST, TALKER)), None);
+    assert_eq!(lab.send(0, &frame(TALKER, GUEST)), None, "what it said last passes");
+    lab.switches[0].begin_move(lab.now, NET, GUEST);
     let packet = [&[0; VNET_BYTES], &frame(GUEST, TALKER)[..]].concat();
     lab.switches[0].bring_back(NET, GUEST, vec![packet.clone()]);
     assert_eq!(lab.switches[0].move_counts(NET, GUEST).buffered, 2);
@@ -30,6 +32,8 @@ fn a_move_keeps_every_frame_in_order_also_those_that_overtake_the_handoff() {
     lab.settle();
     assert!(lab.delivered[1].is_empty(), "the guest does not run yet");
     lab.switches[1].handle_handoff(lab.now, claim);
+    assert_eq!(lab.send(1, &frame(TALKER, GUEST)), None, "what it says first passes");
+    assert_eq!(lab.delivered[2].len(), 2);
     lab.switches[1].handle_local(lab.now, NET, GUEST, PORT, &[]);
     lab.switches[1].end_expectation(lab.now, NET, GUEST);
     lab.settle();

@@ -29,6 +29,13 @@ impl Lab {
             }
             SourceEffect::Mirror => self.mirror(),
             SourceEffect::SendMemory { post_copy } => self.send_memory(post_copy),
+            SourceEffect::Pause => self.pause(),
+            SourceEffect::Unpause => {
+                if let Some(qemu) = self.source.qemu.as_mut().filter(|qemu| qemu.guest == Guest::Stopped) {
+                    qemu.guest = Guest::Runs;
+                    qemu.is_held = false;
+                }
+            }
             SourceEffect::BeginPostCopy => {
                 if let Some(qemu) = &mut self.source.qemu {
                     qemu.post_copy = true;
@@ -74,12 +81,30 @@ impl Lab {
         }
     }
 
-    /// Memory converges: QEMU pauses the guest.
-    pub(super) fn sending_goes_on(&mut self) {
+    fn pause(&mut self) {
+        match &mut self.source.qemu {
+            Some(qemu) if qemu.guest == Guest::Runs => {
+                qemu.guest = Guest::Stopped;
+                qemu.is_held = true;
+                self.tell_source(SourceInput::Stopped);
+            }
+            Some(_) => {}
+            None => self.tell_source(SourceInput::Broken("QEMU is gone".into())),
+        }
+    }
+
+    /// Memory converges: the agent pauses the guest, or QEMU is faster.
+    pub(super) fn sending_goes_on(&mut self, pick: u64) {
         let Some(qemu) = &mut self.source.qemu else { return };
         if qemu.is_sending && qemu.guest == Guest::Runs {
+            if pick.is_multiple_of(2) {
+                return self.tell_source(SourceInput::Converging);
+            }
             qemu.guest = Guest::Paused;
             self.tell_source(SourceInput::Stopped);
+            self.tell_source(SourceInput::Paused);
+        } else if qemu.is_sending && qemu.guest == Guest::Stopped {
+            qemu.guest = Guest::Paused;
             self.tell_source(SourceInput::Paused);
         } else if qemu.guest == Guest::PostCopy && self.target.qemu.is_some() && self.is_connected {
             qemu.guest = Guest::Sent;
@@ -104,7 +129,7 @@ impl Lab {
         };
         qemu.is_sending = false;
         let Some(to_life) = to_life else {
-            qemu.guest = Guest::Runs;
+            qemu.guest = if qemu.is_held { Guest::Stopped } else { Guest::Runs };
             return self.tell_source(SourceInput::Broken("the stream broke".into()));
         };
         let post_copy = qemu.post_copy;
@@ -127,6 +152,7 @@ impl Lab {
         if let Some(qemu) = &mut self.source.qemu {
             qemu.is_sending = false;
             qemu.is_mirroring = false;
+            qemu.is_held = false;
             if qemu.guest == Guest::PostCopy {
                 // What the target did not take can't be run here either.
                 self.source.qemu = None;

@@ -99,7 +99,7 @@ impl Lab {
         let Some(qemu) = &mut self.source.qemu else { return };
         let was_mirroring = std::mem::take(&mut qemu.is_mirroring);
         let was_sending = std::mem::take(&mut qemu.is_sending);
-        if was_sending && qemu.guest == Guest::Paused {
+        if was_sending && qemu.guest == Guest::Paused && !qemu.is_held {
             qemu.guest = Guest::Runs;
         }
         if was_mirroring || was_sending {

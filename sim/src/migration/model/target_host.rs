@@ -29,15 +29,12 @@ impl Lab {
             }
             TargetEffect::Prepare => {
                 self.lives += 1;
-                let life = self.lives;
-                let (is_mirroring, is_sending, post_copy) = (false, false, false);
-                let guest = Guest::Incoming;
-                self.target.qemu = Some(Qemu { guest, memory: 0, is_mirroring, is_sending, post_copy, life });
+                self.target.qemu = Some(Qemu::new(Guest::Incoming, self.lives));
                 self.target.has_vm = true;
                 self.tell_target(TargetInput::Prepared { post_copy: true });
             }
-            TargetEffect::Resume => self.resume(),
-            TargetEffect::OpenPorts(_) => {
+            TargetEffect::Resume(_) => self.resume(),
+            TargetEffect::OpenPorts => {
                 self.claimed_by = Side::Target;
                 self.tell_target(TargetInput::Opened);
             }

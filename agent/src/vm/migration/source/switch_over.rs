@@ -1,0 +1,93 @@
+//! The guest is paused, its frames wait and its addresses are signed over; or it goes on where it was.
+
+use super::super::hypervisor;
+use super::Task;
+use crate::netdev::Rest;
+use virtuoso_overlay::claims::Claim;
+use virtuoso_overlay::migrate::SourceInput;
+
+impl Task {
+    /// Holds what comes for the guest, and pauses it when it has got what was on its way to it.
+    pub(super) async fn pause(&mut self) {
+        let Some(live) = self.live() else { return self.hear(SourceInput::Broken("the VM's process is gone".into())) };
+        let spec = self.machine.spec();
+        let pid = live.process.mark().pid;
+        let taps: Vec<String> = spec.nics.iter().map(|nic| nic.tap.clone()).collect();
+        let open = move || taps.iter().map(|tap| Rest::of(pid, tap)).collect::<anyhow::Result<Vec<Rest>>>();
+        let queues = match tokio::task::spawn_blocking(open).await {
+            Ok(Ok(queues)) => queues,
+            other => {
+                tracing::warn!(vm = %spec.name, "Can't see whether a VM takes its frames: {other:?}");
+                Vec::new()
+            }
+        };
+        self.times.closed = Some(self.shared.vms.now());
+        for nic in &spec.nics {
+            if let Err(error) = self.shared.vms.parts.sockets.hold(nic).await {
+                tracing::warn!(vm = %spec.name, "Can't hold frames: {error}");
+            }
+        }
+        if let Err(error) = hypervisor::pause(&live.qmp, &queues).await {
+            self.hear(SourceInput::Broken(error.to_string()));
+        }
+    }
+
+    pub(super) async fn unpause(&mut self) {
+        let Some(live) = self.live() else { return };
+        self.open_ports().await;
+        match hypervisor::unpause(&live.qmp).await {
+            Ok(true) => self.times.closed = None,
+            Ok(false) => self.close_ports().await,
+            Err(error) => self.hear(SourceInput::Broken(error.to_string())),
+        }
+    }
+
+    pub(super) async fn close_ports(&mut self) {
+        self.times.closed.get_or_insert_with(|| self.shared.vms.now());
+        let Some(live) = self.live() else { return };
+        let spec = self.machine.spec();
+        self.networks.clear();
+        for nic in &spec.nics {
+            match self.shared.vms.parts.sockets.close(nic, live.process.mark().pid).await {
+                Ok(network) => self.networks.push((network, nic.mac.0)),
+                Err(error) => tracing::warn!(vm = %spec.name, "Can't unplug an interface: {error}"),
+            }
+        }
+    }
+
+    /// Signs the addresses over; a handoff that is lost is asked for again by the target's switch.
+    pub(super) async fn hand_over(&mut self) {
+        let (networks, to) = (self.networks.clone(), self.peer);
+        let sign = self.shared.engine.call(move |switch, now| {
+            let signed = networks.iter().filter_map(|(network, mac)| switch.hand_over(now.mono, *network, *mac, to));
+            signed.collect::<Vec<Claim>>()
+        });
+        let claims = sign.await.unwrap_or_default();
+        self.hear(SourceInput::HandedOver(claims));
+    }
+
+    /// Plugs the interfaces in again, and claims their addresses, with all frames that wait.
+    async fn open_ports(&self) {
+        for nic in &self.machine.spec().nics {
+            let sockets = &self.shared.vms.parts.sockets;
+            if let Err(error) = sockets.plug_again(nic).await {
+                tracing::warn!("Can't plug an interface in again: {error}");
+            }
+            if let Err(error) = sockets.claim(nic).await {
+                tracing::warn!("Can't claim an address again: {error}");
+            }
+        }
+    }
+
+    pub(super) async fn take_back(&mut self) {
+        self.is_sending = false;
+        if let Some(live) = self.live() {
+            self.open_ports().await;
+            if let Err(error) = hypervisor::take_back(&live).await {
+                tracing::warn!(vm = %self.machine.spec().name, "A VM that stays does not go on: {error}");
+            }
+        }
+        self.shared.vms.end_move(&self.machine).await;
+        self.hear(SourceInput::TakenBack);
+    }
+}
