@@ -54,7 +54,9 @@ impl Vms {
         };
         let status = live.qmp.run("query-status").await.ok();
         let status = status.as_ref().and_then(|status| status.get("status")).and_then(|status| status.as_str());
-        self.set_state(machine, if status == Some("running") { VmState::Running } else { VmState::Paused }).await;
+        // In post-copy, QEMU still reads devices when it was told to let the guest run, and does so in a moment.
+        let runs = matches!(status, Some("running" | "inmigrate"));
+        self.set_state(machine, if runs { VmState::Running } else { VmState::Paused }).await;
     }
 
     /// Makes a copy of a VM that will get its disk and memory from another host.
@@ -118,12 +120,19 @@ impl Vms {
         let Some(process) = process else { return };
         // Until its migration listens, nobody does.
         machine.set_mover(Some(mpsc::channel(1).0));
+        let process = Arc::new(process);
         let adopted = async {
             let base = disk::base(&spec, &self.parts.images).await?;
-            self.follow(&machine, &Arc::new(process), base).await
+            self.follow(&machine, &process, base).await
         };
-        if let Err(error) = adopted.await {
-            tracing::warn!(vm = %spec.name, "Can't take over the copy of a VM: {error:#}");
+        match adopted.await {
+            Ok(_) => {}
+            // It is dropped in any case, and must not stay because nobody speaks to it.
+            Err(error) if phase == Phase::Preparing => {
+                tracing::debug!(vm = %spec.name, "The copy of a VM is not there any more: {error:#}");
+                process.kill();
+            }
+            Err(error) => tracing::warn!(vm = %spec.name, "Can't take over the copy of a VM: {error:#}"),
         }
     }
 
