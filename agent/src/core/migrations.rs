@@ -12,7 +12,7 @@ use crate::name::Name;
 use crate::vm::MigrateOptions;
 use futures::StreamExt;
 use tokio::sync::watch;
-use virtuoso_overlay::ids::{HostId, VmId};
+use virtuoso_overlay::ids::{Digest, HostId, VmId};
 use virtuoso_overlay::migrate::{PostCopy, Verdict};
 
 /// VMs that leave a drained host at the same time: more would only slow each other down on one link.
@@ -41,10 +41,28 @@ impl Agent {
             (Some(_), true) => return Err(ApiError::invalid("`to` and `best` exclude each other")),
             (None, false) => return Err(ApiError::invalid("Where to? Name a host in `to`, or set `best`")),
         };
+        self.check_image(&name).await?;
         let options = MigrateOptions { to, post_copy, bandwidth };
         let mut report = self.migrations.migrate(name, options, progress).await?;
         report.host_name = self.core.call(move |core| core.name_of(to)).await?;
         Ok(report)
+    }
+
+    /// Refuses a VM whose image nobody offers: its target would wait for it.
+    async fn check_image(&self, name: &Name) -> Result<(), ApiError> {
+        let spec = self.vms.info(name).await.map_err(super::vm_error)?.spec;
+        let Some(base) = spec.base() else { return Ok(()) };
+        if self.holders_of(base.digest.0).await?.is_empty() {
+            let detail = format!("No host offers image {} of VM {name}, so it can't run elsewhere", base.name);
+            return Err(ApiError::not_found(detail));
+        }
+        Ok(())
+    }
+
+    async fn holders_of(&self, image: Digest) -> Result<Vec<HostId>, ApiError> {
+        let image = image.to_string();
+        let find = move |core: &mut Core| core.node.as_ref().map(|node| node.table().image_providers(&image));
+        Ok(self.core.call(find).await?.unwrap_or_default())
     }
 
     async fn target_named(&self, name: &Name, host: String) -> Result<HostId, ApiError> {
@@ -55,7 +73,7 @@ impl Agent {
         Ok(to)
     }
 
-    /// The best of the other hosts that have room.
+    /// The best of the other hosts that have room; those that have its image come first.
     pub(super) async fn best_target(&self, name: &Name) -> Result<HostId, ApiError> {
         let spec = self.vms.info(name).await.map_err(super::vm_error)?.spec;
         let query = vec![
@@ -65,16 +83,18 @@ impl Agent {
             ("explain".to_owned(), "true".to_owned()),
         ];
         let me = self.core.call(|core| core.me()).await?;
-        let mut reasons = Vec::new();
-        for found in self.find_hosts(host_query(query)?).await? {
-            if found.host.id.0 == me {
-                continue;
-            }
-            if found.rank.is_some() {
-                return Ok(found.host.id.0);
-            }
-            reasons.push(format!("{}: {}", found.host.name, found.left_out.join("; ")));
+        let holders = match spec.image() {
+            Some(image) => self.holders_of(image).await?,
+            None => Vec::new(),
+        };
+        let found = self.find_hosts(host_query(query)?).await?;
+        let others = || found.iter().filter(|found| found.host.id.0 != me);
+        let fit: Vec<HostId> = others().filter(|found| found.rank.is_some()).map(|found| found.host.id.0).collect();
+        if let Some(best) = preferred(&fit, &holders) {
+            return Ok(best);
         }
+        let reasons: Vec<String> =
+            others().map(|found| format!("{}: {}", found.host.name, found.left_out.join("; "))).collect();
         let detail = format!("No other host has room for VM {name}. {}", reasons.join(". "));
         Err(ApiError::new(ErrorCode::NoSpace, detail.trim().to_owned()))
     }
@@ -125,5 +145,23 @@ impl Agent {
     fn moving(&self, name: &Name) -> Result<VmId, ApiError> {
         let none = || ApiError::conflict(format!("No migration of VM {name} is under way on this host"));
         self.migrations.waiting(name).ok_or_else(none)
+    }
+}
+
+/// The first of `hosts` that is one of `holders`, or else the first.
+fn preferred(hosts: &[HostId], holders: &[HostId]) -> Option<HostId> {
+    hosts.iter().find(|host| holders.contains(host)).or_else(|| hosts.first()).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_that_have_the_image_come_first() {
+        let [a, b, c] = [1, 2, 3].map(|byte| HostId([byte; 32]));
+        let best = |holders: &[HostId]| preferred(&[a, b], holders);
+        assert_eq!((best(&[]), best(&[a, b]), best(&[c, b])), (Some(a), Some(a), Some(b)));
+        assert_eq!(preferred(&[], &[a]), None);
     }
 }
