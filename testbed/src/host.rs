@@ -233,6 +233,10 @@ impl Host {
         Ok(format!("/{kind}/{}/udp/{PORT}/quic-v1/p2p/{}", self.address.ip(), self.id()?))
     }
 
+    pub(crate) fn log_path(&self) -> &Path {
+        &self.log
+    }
+
     pub(crate) fn log_text(&self) -> String {
         // No log yet is an empty log.
         fs::read_to_string(&self.log).unwrap_or_default()

@@ -1,0 +1,359 @@
+//! Moves of a VM that go wrong, with real agents and real QEMU. After each of them one copy of the VM runs, with the
+//! memory and the disk that its guest has written, reached under its address, and nothing else is left of the move.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+
+use super::{LAN, Scenario, WAN};
+use crate::command;
+use crate::host::Start;
+use crate::interrupt;
+use crate::lab::{self, JOIN_TIME_MAX, Lab};
+use crate::sys;
+use crate::travelling_vm::{BOOT_TIME_MAX, TravellingVm};
+use crate::wait;
+
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "migrate-refused",
+        about: "what can't be moved is refused with the reason; a move that is given up leaves the VM alone",
+        topology: LAN,
+        tools: TravellingVm::TOOLS,
+        run: refused,
+    },
+    Scenario {
+        name: "migrate-crash",
+        about: "agents and QEMU are killed in each phase of a move: one copy runs, and its disk is whole",
+        topology: LAN,
+        tools: TravellingVm::TOOLS,
+        run: crash,
+    },
+    Scenario {
+        name: "migrate-cut",
+        about: "the line is dead for half a minute in the middle of a move: one copy runs, and its disk is whole",
+        topology: WAN,
+        tools: TravellingVm::TOOLS,
+        run: cut,
+    },
+    Scenario {
+        name: "migrate-post-copy",
+        about: "a guest that changes memory faster than it can be sent moves all the same",
+        topology: WAN,
+        tools: TravellingVm::TOOLS,
+        run: post_copy,
+    },
+];
+
+fn refused(lab: &mut Lab) -> Result<()> {
+    small_disk(lab, "beta")?;
+    start_with(lab, "gamma", "[limits]\nmemory = \"64MiB\"\n")?;
+    let vm = Witness::start(lab)?;
+    for (to, code, part) in [("alpha", 1, "already"), ("nowhere", 4, "no host"), ("gamma", 1, "memory")] {
+        let refusal = lab.host("beta")?.refused(&["vm", "migrate", "one", "--to", to], code)?;
+        ensure!(refusal.contains(part), "Unclear: {refusal}");
+    }
+    lab.host("beta")?.json(&["host", "drain"])?;
+    let refusal = lab.host("gamma")?.refused(&["vm", "migrate", "one", "--to", "beta"], 1)?;
+    ensure!(refusal.contains("drained"), "Unclear: {refusal}");
+    let refusal = lab.host("gamma")?.refused(&["vm", "migrate", "one", "--best"], 1)?;
+    ensure!(refusal.contains("gamma") && refusal.contains("beta"), "Unclear: {refusal}");
+    lab.host("beta")?.json(&["host", "undrain"])?;
+
+    // Two at once, and a race with a delete: the first wins.
+    let moving = Moving::start(lab, SLOWLY)?;
+    moving.await_phase("memory")?;
+    for words in [&["vm", "migrate", "one", "--to", "beta"][..], &["vm", "delete", "one", "--force"]] {
+        let refusal = lab.host("gamma")?.refused(words, 1)?;
+        ensure!(refusal.contains("on its way"), "Unclear: {refusal}");
+    }
+    lab.host("gamma")?.verb(&["vm", "migrate", "one", "--cancel"])?;
+    moving.expect_stay("cancelled")?;
+    vm.expect_at(lab, "alpha").context("After a cancelled move")?;
+
+    // What is written does not fit the target's disk.
+    vm.inside(lab, "dd if=/dev/urandom of=/dev/vda bs=1M seek=16 count=40 conv=notrunc 2>/dev/null; sync")?;
+    let filler = lab.host("beta")?.state_dir().join("filler");
+    fs::write(&filler, vec![1; FILLER_BYTES])?;
+    let moving = Moving::start(lab, &[])?;
+    moving.expect_stay("")?;
+    vm.expect_at(lab, "alpha").context("After the target's disk was full")?;
+    fs::remove_file(&filler)?;
+    moves_to(lab, &vm, "beta")
+}
+
+fn crash(lab: &mut Lab) -> Result<()> {
+    lab.start_swarm()?;
+    let vm = Witness::start(lab)?;
+    // A host that is back at once is heard before it has read who it is.
+    lab.expect_anywhere("not a member of a swarm yet");
+    for (phase, victim) in [("disk", "beta"), ("memory", "beta"), ("memory", "alpha")] {
+        let moving = Moving::start(lab, SLOWLY)?;
+        moving.await_phase(phase)?;
+        lab.host_mut(victim)?.kill()?;
+        moving.expect_stay("")?;
+        again(lab, victim)?;
+        vm.expect_at(lab, "alpha").with_context(|| format!("{victim}'s agent was killed in phase {phase}"))?;
+    }
+    let moving = Moving::start(lab, SLOWLY)?;
+    moving.await_phase("memory")?;
+    let copies = qemus_of(lab.host("beta")?.state_dir())?;
+    ensure!(copies.len() == 1, "The target should have one machine: {copies:?}");
+    sys::kill(copies[0], libc::SIGKILL)?;
+    moving.expect_stay("")?;
+    vm.expect_at(lab, "alpha").context("The target's QEMU was killed")?;
+    // What follows takes milliseconds: wherever it strikes, one copy runs.
+    let mut from = "alpha";
+    for (phase, victim) in [("switch-over", "alpha"), ("switch-over", "beta"), ("resume", "alpha"), ("resume", "beta")]
+    {
+        let to = if from == "alpha" { "beta" } else { "alpha" };
+        let moving = Moving::between(lab, from, to, &[])?;
+        moving.await_phase(phase)?;
+        lab.host_mut(victim)?.kill()?;
+        moving.end()?.ok();
+        again(lab, victim)?;
+        from = vm.expect_somewhere(lab).with_context(|| format!("{victim}'s agent was killed in {phase} to {to}"))?;
+        lab.note(format!("{victim} killed at {phase} of a move to {to}: the VM runs on {from}"));
+    }
+    Ok(())
+}
+
+fn cut(lab: &mut Lab) -> Result<()> {
+    lab.expect_anywhere("unreachable");
+    lab.start_swarm()?;
+    let vm = Witness::start(lab)?;
+    for phase in ["memory", "switch-over"] {
+        let options = if phase == "memory" { SLOWLY } else { &[] };
+        let moving = Moving::start(lab, options)?;
+        moving.await_phase(phase)?;
+        lab.emulator("wan")?.isolate(&["beta"]);
+        // The length of the cut is what is tested; nothing tells its end.
+        interrupt::pause(CUT)?;
+        lab.emulator("wan")?.heal();
+        moving.end()?.ok();
+        let at = vm.expect_somewhere(lab).with_context(|| format!("The line was cut in phase {phase}"))?;
+        lab.note(format!("cut for {} s in phase {phase}: the VM runs on {at}", CUT.as_secs()));
+        if at == "beta" {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+fn post_copy(lab: &mut Lab) -> Result<()> {
+    lab.start_swarm()?;
+    let vm = Witness::start(lab)?;
+    vm.inside(lab, DIRTY)?;
+    let report = lab.host("alpha")?.json(&["vm", "migrate", "one", "--to", "beta", "--bandwidth", "32MiB"])?;
+    ensure!(report["post_copy"] == true, "It was moved without post-copy: {report}");
+    lab.note(format!("auto: {} ms, blackout {} ms", report["total_ms"], report["blackout_ms"]));
+    vm.expect_at(lab, "beta").context("After post-copy that began by itself")?;
+
+    // Nothing is copied before the guest runs at the target.
+    let options = ["--post-copy", "now", "--bandwidth", "16MiB"];
+    let report = lab.host("beta")?.json(&[&["vm", "migrate", "one", "--to", "alpha"], &options[..]].concat())?;
+    ensure!(report["post_copy"] == true, "It was moved without post-copy: {report}");
+    lab.note(format!("now: {} ms, blackout {} ms", report["total_ms"], report["blackout_ms"]));
+    vm.expect_at(lab, "alpha").context("After post-copy that was asked for")
+}
+
+/// A VM whose guest goes on writing to its disk, and knows what must be there.
+struct Witness(TravellingVm);
+
+impl Witness {
+    fn start(lab: &mut Lab) -> Result<Self> {
+        let vm = Self(TravellingVm::start(lab, &["--disk", "64MiB"], "", 1 << 20)?);
+        // The sum of what is never written again is kept in memory.
+        vm.inside(lab, "dd if=/dev/urandom of=/dev/vda bs=64k count=128 conv=notrunc 2>/dev/null; sync")?;
+        vm.inside(lab, &format!("dd if=/dev/vda bs=64k count=128 2>/dev/null | md5sum >/run/sum; {WRITE}"))?;
+        Ok(vm)
+    }
+
+    fn inside(&self, lab: &Lab, words: &str) -> Result<String> {
+        self.0.ssh(lab, words)
+    }
+
+    /// The VM must come to rest on `host`, whole, and nowhere else.
+    fn expect_at(&self, lab: &Lab, host: &str) -> Result<()> {
+        let at = self.expect_somewhere(lab)?;
+        ensure!(at == host, "The VM is on {at} and not on {host}");
+        Ok(())
+    }
+
+    /// The VM must come to rest, whole, on one of the two hosts; which one.
+    fn expect_somewhere(&self, lab: &Lab) -> Result<&'static str> {
+        let at = wait::until("one copy to run, and nothing else to be left", SETTLE_TIME_MAX, || {
+            let vm = lab.host("gamma")?.json(&["vm", "show", "one"])?;
+            let found = ["alpha", "beta"].into_iter().find(|host| vm["host_name"] == *host);
+            let left = ["alpha", "beta"].map(|host| left_on(lab, host));
+            let seen = format!("{} on {}, {left:?}", vm["state"], vm["host_name"]);
+            let wanted = ["alpha", "beta"].map(|host| Left { qemus: 1, vms: 1, moves: 0 }.only_if(found == Some(host)));
+            Ok(match found {
+                Some(host) if vm["state"] == "running" && left == wanted => wait::Seen::Done(host),
+                _ => wait::Seen::NotYet(seen),
+            })
+        })?;
+        self.ensure_whole(lab)?;
+        let vm = lab.host("gamma")?.json(&["vm", "show", "one"])?;
+        let mac = vm["networks"][0]["mac"].as_str().context("The VM has no address")?;
+        lab::await_claim(lab.host("gamma")?, "blue", mac, &lab.host(at)?.id()?, lab::CONTACT_TIME_MAX)?;
+        Ok(at)
+    }
+
+    /// The guest is the one that was started, and its disk is what it wrote, also while the move went on.
+    fn ensure_whole(&self, lab: &Lab) -> Result<()> {
+        lab.guest("user")?.await_reach(self.0.ip.into(), BOOT_TIME_MAX)?;
+        let told = self.inside(lab, CHECK)?;
+        ensure!(told.lines().last() == Some("WHOLE"), "The disk or the memory has changed: {told}");
+        self.inside(lab, WRITE).map(drop)
+    }
+}
+
+/// What a host has of the VM and of its moves.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Left {
+    qemus: usize,
+    vms: usize,
+    moves: usize,
+}
+
+impl Left {
+    fn only_if(self, has: bool) -> Self {
+        if has { self } else { Self::default() }
+    }
+}
+
+fn left_on(lab: &Lab, host: &str) -> Left {
+    let Ok(state) = lab.host(host).map(|host| host.state_dir().to_owned()) else { return Left::default() };
+    let count = |name: &str| fs::read_dir(state.join(name)).map(Iterator::count).unwrap_or_default();
+    let qemus = qemus_of(&state).map(|pids| pids.len()).unwrap_or_default();
+    Left { qemus, vms: count("vms"), moves: count("migrations") }
+}
+
+/// The processes of VMs whose files are below `state`.
+fn qemus_of(state: &Path) -> Result<Vec<u32>> {
+    let mark = state.join("vms");
+    let is_one = |line: &[u8]| {
+        let line = String::from_utf8_lossy(line);
+        line.contains("qemu-system") && mark.to_str().is_some_and(|mark| line.contains(mark))
+    };
+    let entries = fs::read_dir("/proc").context("Cannot list /proc")?.flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    Ok(pids.filter(|pid: &u32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| is_one(&line))).collect())
+}
+
+/// A move that is under way.
+struct Moving {
+    client: JoinHandle<Result<Output>>,
+    /// Where the log of the source is written, and how long it was.
+    log: PathBuf,
+    begin: usize,
+}
+
+impl Moving {
+    /// From alpha to beta.
+    fn start(lab: &Lab, options: &[&str]) -> Result<Self> {
+        Self::between(lab, "alpha", "beta", options)
+    }
+
+    fn between(lab: &Lab, from: &str, to: &str, options: &[&str]) -> Result<Self> {
+        let from = lab.host(from)?;
+        let mut command = Command::new(from.binary());
+        command.args(["vm", "migrate", "one", "--to", to]).args(options).arg("--socket").arg(from.socket());
+        let begin = from.log_text().len();
+        let client = std::thread::spawn(move || command::output(&mut command));
+        Ok(Self { client, log: from.log_path().to_owned(), begin })
+    }
+
+    /// Waits until the source says that it has come to a phase. Looks often: some phases last milliseconds.
+    fn await_phase(&self, phase: &str) -> Result<()> {
+        let wanted = format!("Migration: {phase}");
+        let deadline = Instant::now() + BOOT_TIME_MAX;
+        loop {
+            let log = fs::read(&self.log).unwrap_or_default();
+            let news = String::from_utf8_lossy(log.get(self.begin..).unwrap_or_default()).into_owned();
+            if news.contains(&wanted) {
+                return Ok(());
+            }
+            if self.client.is_finished() || Instant::now() > deadline {
+                bail!("The move did not come to phase {phase}; the source said: {news}");
+            }
+            interrupt::pause(Duration::from_millis(2))?;
+        }
+    }
+
+    /// How it ended: well, or with these words.
+    fn end(self) -> Result<Result<(), String>> {
+        let output = self.client.join().map_err(|_| anyhow!("The moving thread panicked"))??;
+        let words = || String::from_utf8_lossy(&output.stderr).into_owned();
+        Ok(if output.status.success() { Ok(()) } else { Err(words()) })
+    }
+
+    /// It must have been given up, for a reason with `part` in it.
+    fn expect_stay(self, part: &str) -> Result<()> {
+        match self.end()? {
+            Err(words) if words.contains(part) && !words.trim().is_empty() => Ok(()),
+            other => bail!("The move was not given up as it should: {other:?}"),
+        }
+    }
+}
+
+fn moves_to(lab: &Lab, vm: &Witness, to: &str) -> Result<()> {
+    let report = lab.host("gamma")?.json(&["vm", "migrate", "one", "--to", to])?;
+    ensure!(report["frames_lost"] == 0, "Frames were lost: {report}");
+    vm.expect_at(lab, to)
+}
+
+/// Starts the agent of `host` again, and waits until it is back in the swarm.
+fn again(lab: &mut Lab, host: &str) -> Result<()> {
+    lab.host_mut(host)?.start(&Start::alone())?;
+    lab.await_members(&["alpha", "beta", "gamma"], JOIN_TIME_MAX)
+}
+
+/// Starts the agent of `host` with these lines in its configuration; the others without.
+fn start_with(lab: &mut Lab, host: &str, lines: &str) -> Result<()> {
+    lab.host_mut("alpha")?.start(&Start::alone())?;
+    for name in ["beta", "gamma"] {
+        let mut start = Start::by(lab.host("alpha")?.ticket()?);
+        if name == host {
+            start.config = Some(format!("mdns = false\n{lines}"));
+        }
+        lab.host_mut(name)?.start(&start)?;
+    }
+    lab.await_members(&["alpha", "beta", "gamma"], JOIN_TIME_MAX)
+}
+
+/// Gives `host` a disk of its own of some 100 MiB.
+fn small_disk(lab: &Lab, host: &str) -> Result<()> {
+    let dir = lab.host(host)?.state_dir();
+    fs::create_dir_all(dir)?;
+    let mut mount = Command::new("mount");
+    command::run(mount.args(["-t", "tmpfs", "-o", "size=96M", "tmpfs"]).arg(dir)).map(drop)
+}
+
+const SLOWLY: &[&str] = &["--bandwidth", "4MiB"];
+/// Leaves less than a quarter of what the VM has written.
+const FILLER_BYTES: usize = 84 << 20;
+const CUT: Duration = Duration::from_secs(30);
+/// Hosts ask each other every second; the rest is for a loaded machine.
+const SETTLE_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// Changes 16 MiB of memory again and again.
+const DIRTY: &str = "head -c 16777216 /dev/urandom >/run/junk; \
+    (while :; do cat /run/junk >/run/more; done) </dev/null >/dev/null 2>&1 &";
+/// Writes numbers to sixteen blocks of the disk in turn, each time until they are there, and counts them in memory.
+const WRITE: &str = "rm -f /run/stop; (i=$(cat /run/i 2>/dev/null || echo 0); while [ ! -e /run/stop ]; do i=$((i+1)); \
+    yes $i | head -c 4096 | dd of=/dev/vda bs=4096 seek=$((2048 + i % 16)) conv=notrunc,fsync 2>/dev/null; \
+    echo $i >/run/i; done; touch /run/stopped) </dev/null >/dev/null 2>&1 &";
+/// Ends that, and compares the disk with what memory knows of it.
+const CHECK: &str = "rm -f /run/stopped; touch /run/stop; while [ ! -e /run/stopped ]; do sleep 0.1; done; \
+    echo 3 >/proc/sys/vm/drop_caches; \
+    dd if=/dev/vda bs=64k count=128 2>/dev/null | md5sum | cmp - /run/sum || exit 1; \
+    last=$(cat /run/i); i=$((last - 15)); [ $i -gt 0 ] || exit 1; \
+    while [ $i -le $last ]; do \
+    [ \"$(dd if=/dev/vda bs=4096 skip=$((2048 + i % 16)) count=1 2>/dev/null | head -n 1)\" = $i ] || exit 1; \
+    i=$((i+1)); done; echo WHOLE";
