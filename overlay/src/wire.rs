@@ -7,6 +7,7 @@
 
 pub mod announce;
 pub mod arp;
+pub mod attach;
 pub mod beacon;
 pub mod codec;
 pub mod dhcp;
