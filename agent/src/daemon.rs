@@ -1,5 +1,6 @@
 //! The agent from start to stop: what it opens, in which order, and what signals do.
 
+use crate::attach::{self, ATTACH, Attachments};
 use crate::clock::{self, Clock};
 use crate::config::address::Bootstrap;
 use crate::config::{Config, Source};
@@ -109,6 +110,8 @@ async fn serve(source: &Source, config: Config, log: &LogHandle) -> anyhow::Resu
         images: kept,
         image_source,
         events: told,
+    tokio::spawn(attach::serve(vms.clone(), streams.serve(ATTACH)));
+    let attachments = Attachments { me: discs.me, core: handle.clone(), streams: streams.clone(), vms: vms.clone() };
         devices,
         vms,
         discs,
@@ -119,6 +122,7 @@ async fn serve(source: &Source, config: Config, log: &LogHandle) -> anyhow::Resu
     let api = Api { backend: Arc::new(agent), events: events.clone(), config: current };
     let api = serve_api(socket, api, others, stopped);
     if founded {
+        attachments,
         print_ticket(&handle).await?;
     }
     events.emit(EventKind::AgentStarted { version: env!("CARGO_PKG_VERSION").into() });

@@ -1,5 +1,6 @@
 //! The agent: every side effect of Virtuoso. `overlay` decides, this crate does.
 
+pub mod attach;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -33,6 +33,7 @@ mod vms;
 
 pub use clone::{Offered, Offers, Token};
 pub use console::Console;
+pub(crate) use console::Shown;
 pub use error::VmError;
 pub use limits::{VmLimits, VmLimitsChange};
 pub use medium::Medium;

@@ -7,15 +7,14 @@ use super::model::{
     VmMigrate, VmResolve, VmStop,
 };
 use super::problem::ApiError;
+use crate::attach::Session;
 use crate::disc::User;
 use crate::name::Name;
-use crate::vm::{Console, VmLimitsChange};
+use crate::vm::VmLimitsChange;
 use axum::extract::Request;
 use axum::response::Response;
 use futures::future::BoxFuture;
 use std::path::PathBuf;
-use std::sync::Arc;
-use tokio::net::UnixStream;
 use tokio::sync::watch;
 use virtuoso_overlay::ids::HostId;
 
@@ -121,8 +120,10 @@ pub trait Backend: Send + Sync + 'static {
     fn cancel_migration(&self, name: Name) -> Answer<'_, ()>;
     /// Says which copy of a VM runs.
     fn resolve_migration(&self, name: Name, request: VmResolve) -> Answer<'_, ()>;
-    /// The console of a VM of this host.
-    fn vm_console(&self, name: Name) -> Answer<'_, Arc<Console>>;
+    /// The console of a VM, wherever it is and goes.
+    fn vm_console(&self, name: Name) -> Answer<'_, Session>;
+    /// What the guest of a VM of this host wrote lately to its console.
+    fn vm_console_history(&self, name: Name) -> Answer<'_, Vec<u8>>;
     /// Lends a file of this host, which `user` may read, to a drive.
     fn lend(&self, path: PathBuf, user: User) -> Answer<'_, Loan>;
     /// Undoes [`Self::lend`], if this host lent it.
@@ -131,8 +132,8 @@ pub trait Backend: Send + Sync + 'static {
     fn insert_cdrom(&self, name: Name, medium: CdromInsert) -> Answer<'_, Vm>;
     /// Empties the drive of a VM of this host.
     fn eject_cdrom(&self, name: Name) -> Answer<'_, Vm>;
-    /// A connection to the VNC server of a VM of this host.
-    fn vm_display(&self, name: Name) -> Answer<'_, UnixStream>;
+    /// The display of a VM, wherever it is and goes.
+    fn vm_display(&self, name: Name) -> Answer<'_, Session>;
     /// What the display of a VM of this host shows, as a PNG.
     fn vm_screenshot(&self, name: Name) -> Answer<'_, Vec<u8>>;
 

@@ -30,6 +30,9 @@ pub const ANSWER_TIME_MAX: Duration = Duration::from_secs(300);
 #[derive(Clone, Copy, Debug)]
 pub struct Patience(pub Duration);
 
+/// A file is opened here first, and its handler passes on the rest. A console and a display stay when the VM moves.
+const HANDLED_HERE: [&str; 3] = ["/cdrom", "/console", "/display"];
+
 /// Where VMs are.
 const VMS: &str = "/v1/vms/";
 
@@ -60,8 +63,7 @@ fn target(request: &Request) -> Result<Option<Target>, ApiError> {
         let host = host.to_str().map_err(|_| ApiError::invalid(format!("`{HOST_HEADER}` is not text")))?;
         return Ok(Some(Target::Host(host.to_owned())));
     }
-    if *request.method() == Method::POST && request.uri().path().ends_with("/cdrom") {
-        // A file is opened here first, and its handler passes on the rest.
+    if *request.method() == Method::POST && HANDLED_HERE.iter().any(|end| request.uri().path().ends_with(end)) {
         return Ok(None);
     }
     let vm = request.uri().path().strip_prefix(VMS).and_then(|rest| rest.split('/').next());
@@ -188,7 +190,10 @@ mod tests {
         let vm = Some(Target::Vm("a-1".parse().unwrap()));
         assert_eq!(of(Method::POST, "/v1/vms/a-1/start", None), vm);
         assert_eq!(of(Method::DELETE, "/v1/vms/a-1?force=true", None), vm);
-        assert_eq!(of(Method::POST, "/v1/vms/a-1/cdrom", None), None);
+        for here in ["/v1/vms/a-1/cdrom", "/v1/vms/a-1/console", "/v1/vms/a-1/display"] {
+            assert_eq!(of(Method::POST, here, None), None);
+        }
+        assert_eq!(of(Method::GET, "/v1/vms/a-1/console", None), Some(Target::Vm("a-1".parse().unwrap())));
         assert_eq!(of(Method::GET, "/v1/networks", Some("beta")), Some(Target::Host("beta".into())));
     }
 

@@ -6,12 +6,13 @@ use super::model::*;
 use super::problem::{ApiError, ErrorCode};
 use super::socket::ControlSocket;
 use super::{Api, DISPLAY_PROTOCOL, serve};
+use crate::attach::Session;
 use crate::config::Source;
 use crate::disc::User;
 use crate::events::{Event, EventKind, EventLog};
 use crate::name::Name;
 use crate::text::Text;
-use crate::vm::{Console, VmLimitsChange};
+use crate::vm::VmLimitsChange;
 use axum::extract::Request;
 use axum::response::Response;
 use serde_json::{Value, json};
@@ -21,6 +22,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::io::AsyncWriteExt;
 use tokio::sync::{Notify, oneshot, watch};
 use virtuoso_overlay::ids::{Digest, DiscKey, HostId};
 
@@ -225,7 +227,10 @@ impl Backend for Fake {
         assert_eq!((change.cpu_percent, change.iops), (Some(50), None));
         self.vm(name)
     }
-    fn vm_console(&self, name: Name) -> Answer<'_, Arc<Console>> {
+    fn vm_console(&self, name: Name) -> Answer<'_, Session> {
+        Box::pin(async move { Err(ApiError::conflict(format!("VM `{name}` does not run"))) })
+    }
+    fn vm_console_history(&self, name: Name) -> Answer<'_, Vec<u8>> {
         Box::pin(async move { Err(ApiError::conflict(format!("VM `{name}` does not run"))) })
     }
     fn lend(&self, path: PathBuf, user: User) -> Answer<'_, Loan> {
@@ -245,13 +250,14 @@ impl Backend for Fake {
         self.vm(name)
     }
     /// A display that says what it gets.
-    fn vm_display(&self, _: Name) -> Answer<'_, tokio::net::UnixStream> {
-        let (near, mut far) = tokio::net::UnixStream::pair().unwrap();
-        tokio::spawn(async move {
-            let (mut read, mut write) = far.split();
-            tokio::io::copy(&mut read, &mut write).await
-        });
-        ok(near)
+    fn vm_display(&self, _: Name) -> Answer<'_, Session> {
+        ok(Box::new(|viewer| {
+            Box::pin(async move {
+                let (mut read, mut write) = tokio::io::split(viewer);
+                tokio::io::copy(&mut read, &mut write).await.unwrap();
+                write.shutdown().await.unwrap();
+            })
+        }))
     }
     fn vm_screenshot(&self, _: Name) -> Answer<'_, Vec<u8>> {
         ok(b"picture".to_vec())

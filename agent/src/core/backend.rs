@@ -5,6 +5,7 @@ use super::networks::{self, Attachment};
 use super::views::{rfc3339, seconds};
 use super::vm_verbs::vm_error;
 use super::{Core, Handle};
+use crate::attach::{Attachments, Session};
 use crate::control::backend::{Answer, Backend, Origin, Target};
 use crate::control::model::{
     Attach, CdromInsert, Check, Detach, DrainReport, FdbEntry, Host, HostMatch, HostQuery, Image, ImageExport,
@@ -21,14 +22,13 @@ use crate::name::Name;
 use crate::netdev::{InterfaceState, Netdev, network_of_tap};
 use crate::swarm::streams::Streams;
 use crate::text::Text;
-use crate::vm::{Console, Migrations, VmLimitsChange, Vms};
+use crate::vm::{Migrations, VmLimitsChange, Vms};
 use axum::extract::Request;
 use axum::response::Response;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::UnixStream;
 use tokio::sync::{Mutex, watch};
 use virtuoso_overlay::ids::{HostId, Mac};
 use virtuoso_overlay::table::NetworkRow;
@@ -60,6 +60,8 @@ pub struct Agent {
     pub vms: Arc<Vms>,
     /// Files of users in drives of VMs.
     pub discs: Discs,
+    /// Consoles and displays.
+    pub attachments: Attachments,
 }
 
 impl Agent {
@@ -400,8 +402,12 @@ impl Backend for Agent {
         Box::pin(self.resolve_move(name, request))
     }
 
-    fn vm_console(&self, name: Name) -> Answer<'_, Arc<Console>> {
-        Box::pin(async move { self.vms.console(&name).map_err(vm_error) })
+    fn vm_console(&self, name: Name) -> Answer<'_, Session> {
+        Box::pin(self.attachments.console(name))
+    }
+
+    fn vm_console_history(&self, name: Name) -> Answer<'_, Vec<u8>> {
+        Box::pin(async move { self.vms.console_history(&name).await.map_err(vm_error) })
     }
 
     fn lend(&self, path: PathBuf, user: User) -> Answer<'_, Loan> {
@@ -425,8 +431,8 @@ impl Backend for Agent {
         })
     }
 
-    fn vm_display(&self, name: Name) -> Answer<'_, UnixStream> {
-        Box::pin(async move { self.vms.display(&name).await.map_err(vm_error) })
+    fn vm_display(&self, name: Name) -> Answer<'_, Session> {
+        Box::pin(self.attachments.display(name))
     }
 
     fn vm_screenshot(&self, name: Name) -> Answer<'_, Vec<u8>> {

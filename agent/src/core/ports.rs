@@ -328,6 +328,16 @@ impl Core {
         }))
     }
 
+    /// The host and the id of the VM of this name.
+    pub(crate) fn vm_place(&self, name: &str) -> Result<Option<(HostId, VmId)>, ApiError> {
+        Ok(self.vm_named(name)?.map(|(host, row)| (host, row.id)))
+    }
+
+    /// The host of a VM, by the tables.
+    pub(crate) fn host_of_vm(&self, vm: VmId) -> Option<HostId> {
+        self.vm_rows().find(|(_, row)| row.id == vm).map(|(host, _)| host)
+    }
+
     /// The interface number `index` of a VM, with addresses that nobody is known to have.
     ///
     /// # Errors

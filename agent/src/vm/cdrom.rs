@@ -88,6 +88,7 @@ impl Vms {
 
     async fn insert_now(self: &Arc<Self>, machine: &Arc<Machine>, medium: Medium) -> anyhow::Result<()> {
         let _turn = machine.turn.lock().await;
+        self.check_staying(machine, "change the drive of")?;
         let opened = self.open_medium(&medium).await?;
         self.empty(machine).await?;
         if let Some(live) = machine.live() {
@@ -116,6 +117,7 @@ impl Vms {
         let (vms, machine) = (self.clone(), self.find(name)?);
         let ejecting = tokio::spawn(async move {
             let _turn = machine.turn.lock().await;
+            vms.check_staying(&machine, "change the drive of")?;
             vms.empty(&machine).await
         });
         ejecting.await.context("Ejecting a medium broke off")?
@@ -143,17 +145,21 @@ impl Vms {
     }
 
     /// Loads the drive of a VM whose guest is about to begin. Without its medium the VM starts with an empty drive.
-    pub(super) async fn load_drive(self: &Arc<Self>, machine: &Arc<Machine>, qmp: &Qmp) {
-        let Some(medium) = machine.spec().cdrom else { return };
+    /// Whether there is one in it.
+    pub(super) async fn load_drive(self: &Arc<Self>, machine: &Arc<Machine>, qmp: &Qmp) -> bool {
+        let Some(medium) = machine.spec().cdrom else { return false };
         let loaded = async {
-            let opened = self.open_medium(&medium).await?;
+            let opened = tokio::time::timeout(PATIENCE, self.open_medium(&medium)).await;
+            let opened = opened.with_context(|| format!("{} takes too long to open", medium.source()))??;
             let socket = self.serve(machine, opened)?;
             load(qmp, &socket).await
         };
         if let Err(error) = loaded.await {
             self.drives.close(machine.spec().id.0);
             self.note_loss(machine, &medium, &format!("{error:#}"));
+            return false;
         }
+        true
     }
 
     /// Serves the drive of a VM that runs since an earlier agent: QEMU connects again by itself.

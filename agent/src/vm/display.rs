@@ -1,4 +1,4 @@
-//! A VM's display: the way to QEMU's VNC server, which only listens on a Unix socket, and pictures of what it shows.
+//! Pictures of what a VM's display shows. Its VNC server listens on a Unix socket only; `attach` leads viewers there.
 
 use super::qmp::{Qmp, QmpError};
 use super::vms::Vms;
@@ -9,22 +9,11 @@ use serde_json::json;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use tokio::net::UnixStream;
 
 /// Bytes of one picture: more than a screen of 4096 by 2160 in full colour.
 const PICTURE_BYTES_MAX: u64 = 64 << 20;
 
 impl Vms {
-    /// A connection to the VNC server of a VM that runs.
-    ///
-    /// # Errors
-    /// If it does not.
-    pub async fn display(&self, name: &Name) -> anyhow::Result<UnixStream> {
-        let (machine, _) = self.live(name, "show the display of")?;
-        let socket = machine.files.vnc_socket();
-        UnixStream::connect(&socket).await.with_context(|| format!("Can't connect to {}", socket.display()))
-    }
-
     /// What the display of a VM shows, as a PNG.
     ///
     /// # Errors

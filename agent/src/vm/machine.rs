@@ -57,6 +57,8 @@ pub(super) struct Live {
     pub(super) ending: Arc<AtomicBool>,
     /// True when it has ended and all is cleaned up.
     pub(super) ended: watch::Receiver<bool>,
+    /// Whether its guest is paused to move, and takes nothing that is typed.
+    pub(super) held: Arc<watch::Sender<bool>>,
 }
 
 impl Machine {
@@ -140,6 +142,18 @@ impl Live {
     pub(super) fn end(&self) {
         self.ending.store(true, Ordering::SeqCst);
         self.process.kill();
+    }
+
+    /// Keeps what is typed from a guest that is paused to move.
+    pub(super) fn hold(&self) {
+        self.held.send_replace(true);
+        self.console.hold();
+    }
+
+    /// Lets the guest have what is typed.
+    pub(super) fn release(&self) {
+        self.held.send_replace(false);
+        self.console.release();
     }
 
     /// Waits until it has ended and all is cleaned up.

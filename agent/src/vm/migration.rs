@@ -244,6 +244,11 @@ async fn serve_one(shared: &Arc<Shared>, host: HostId, mut stream: Stream) -> an
             let files = shared.vms.store.files(session.vm);
             line::join(&files.mirror_socket(), stream).await;
         }
+        (Purpose::Console, Some(session)) => {
+            if let Some(live) = shared.vms.machine_or_copy(session.vm).and_then(|machine| machine.live()) {
+                line::take_parts(stream, &live.console).await?;
+            }
+        }
         (Purpose::FromSource, None) => {
             while let Ok(bytes) = line::receive(&mut stream).await {
                 match ToTarget::decode(&bytes)? {
@@ -264,7 +269,7 @@ async fn serve_one(shared: &Arc<Shared>, host: HostId, mut stream: Stream) -> an
                 }
             }
         }
-        (Purpose::Memory | Purpose::Disk, None) => {}
+        (Purpose::Memory | Purpose::Disk | Purpose::Console, None) => {}
     }
     Ok(())
 }

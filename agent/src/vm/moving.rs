@@ -6,19 +6,27 @@ use super::error::VmError;
 use super::launch::limit;
 use super::machine::{Machine, News};
 use super::process::Process;
+use super::qmp::Qmp;
 use super::spec::Spec;
 use super::store::Record;
 use super::supervisor::{clean_up, on_end};
 use super::vms::Vms;
 use crate::name::Name;
 use anyhow::Context;
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::mpsc;
-use virtuoso_overlay::ids::VmId;
+use virtuoso_overlay::ids::{HostId, VmId};
 use virtuoso_overlay::migrate::Phase;
 use virtuoso_overlay::table::VmState;
 use virtuoso_overlay::vm::lifecycle::Denied;
 use virtuoso_overlay::vm::reservations::Reserved;
+
+/// VMs that have left and are remembered: whoever looked at them comes at once.
+const DEPARTURES_MAX: usize = 256;
+/// How long QEMU may take to reset a machine: it takes milliseconds.
+const RESET_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// A migration that was under way when the agent ended, as far as its VM is concerned.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +35,41 @@ pub struct Move {
     pub vm: VmId,
     /// What was decided.
     pub phase: Phase,
+}
+
+/// Resets a machine that waits for its state, which is none of the guest's business. QEMU looks at a medium's size when
+/// the machine is reset and when the guest asks; a guest that has asked at the source does not ask again.
+async fn reset(machine: &Machine, qmp: &Qmp) -> anyhow::Result<()> {
+    let live = machine.live().context("QEMU ended")?;
+    let mut events = live.events.subscribe();
+    qmp.run("system_reset").await?;
+    let is_reset = async {
+        while events.recv().await?.event != "RESET" {}
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(RESET_TIME_MAX, is_reset).await.context("QEMU does not reset the machine")?
+}
+
+/// Where VMs of this host have gone, for those who look for them here.
+#[derive(Debug, Default)]
+pub(super) struct Departures(Mutex<VecDeque<(VmId, HostId)>>);
+
+impl Departures {
+    fn note(&self, vm: VmId, to: HostId) {
+        let mut gone = self.gone();
+        gone.retain(|(known, _)| *known != vm);
+        gone.truncate(DEPARTURES_MAX - 1);
+        gone.push_front((vm, to));
+    }
+
+    fn of(&self, vm: VmId) -> Option<HostId> {
+        self.gone().iter().find(|(known, _)| *known == vm).map(|(_, to)| *to)
+    }
+
+    /// No holder can panic half-way.
+    fn gone(&self) -> MutexGuard<'_, VecDeque<(VmId, HostId)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Vms {
@@ -52,6 +95,7 @@ impl Vms {
             return on_end(self, machine, Some("Its process ended while it was on its way to another host".into()))
                 .await;
         };
+        live.release();
         let status = live.qmp.run("query-status").await.ok();
         let status = status.as_ref().and_then(|status| status.get("status")).and_then(|status| status.as_str());
         // In post-copy, QEMU still reads devices when it was told to let the guest run, and does so in a moment.
@@ -92,11 +136,14 @@ impl Vms {
         self.copies().insert(spec.id.0, machine.clone());
         let launched = async {
             let qmp = self.launch_paused(&machine, spec, true).await?;
-            self.load_drive(&machine, &qmp).await;
+            if self.load_drive(&machine, &qmp).await {
+                reset(&machine, &qmp).await?;
+            }
             anyhow::Ok(limit(&qmp, spec).await?)
         };
         if let Err(error) = launched.await {
             self.end_process(&machine).await;
+            self.close_drive(spec.id.0);
             clean_up(&machine);
             return Err(error);
         }
@@ -126,7 +173,7 @@ impl Vms {
             self.follow(&machine, &process, base).await
         };
         match adopted.await {
-            Ok(_) => {}
+            Ok(_) => self.resume_drive(&machine).await,
             // It is dropped in any case, and must not stay because nobody speaks to it.
             Err(error) if phase == Phase::Preparing => {
                 tracing::debug!(vm = %spec.name, "The copy of a VM is not there any more: {error:#}");
@@ -150,10 +197,23 @@ impl Vms {
         self.end_move(machine).await;
     }
 
+    /// Removes a VM that has left.
+    pub(super) async fn leave(&self, machine: &Arc<Machine>, to: HostId) {
+        // First: those who watch it ask for it when its process has ended.
+        self.departures.note(machine.spec().id.0, to);
+        self.erase(machine).await;
+    }
+
+    /// The host that a VM of this host went to, if it is remembered.
+    pub(crate) fn went_to(&self, vm: VmId) -> Option<HostId> {
+        self.departures.of(vm)
+    }
+
     /// Removes a copy, or a VM that has left: its process, its disk, its definition.
     pub(super) async fn erase(&self, machine: &Arc<Machine>) {
         self.end_process(machine).await;
         let spec = machine.spec();
+        self.close_drive(spec.id.0);
         self.parts.sockets.release(&spec.nics).await;
         self.discard(spec.id.0).await;
     }
@@ -162,6 +222,7 @@ impl Vms {
     pub(super) async fn shelve(&self, machine: &Arc<Machine>) -> anyhow::Result<()> {
         self.end_process(machine).await;
         let spec = machine.spec();
+        self.close_drive(spec.id.0);
         self.parts.sockets.release(&spec.nics).await;
         let dir = machine.files.dir();
         let aside = self.parts.state_dir.join("shelved");

@@ -7,7 +7,7 @@ use super::disk::{self, Base};
 use super::error::VmError;
 use super::limits::VmLimitsChange;
 use super::machine::{Live, Machine};
-use super::moving::Move;
+use super::moving::{Departures, Move};
 use super::process::{Process, last_words};
 use super::qemu::{Accelerator, DISK_DEVICE};
 use super::qmp::Qmp;
@@ -38,7 +38,7 @@ use virtuoso_overlay::ids::VmId;
 use virtuoso_overlay::migrate::Phase;
 use virtuoso_overlay::table::VmState;
 use virtuoso_overlay::time::Instant;
-use virtuoso_overlay::vm::lifecycle::{Step, Wish, decide};
+use virtuoso_overlay::vm::lifecycle::{Denied, Step, Wish, decide};
 use virtuoso_overlay::vm::reservations::{Reservations, Reserved};
 
 /// Events of QEMU that a listener may be behind; it looks at QEMU itself when it missed some.
@@ -84,8 +84,18 @@ pub struct Vms {
     /// Held for reading while VMs are made, whose images no other VM may use yet.
     pub(super) making: tokio::sync::RwLock<()>,
     pub(super) drives: Drives,
+    pub(super) departures: Departures,
     /// Held while a state is told: the later one must not come first.
     telling: tokio::sync::Mutex<()>,
+}
+
+/// What can be shown of a VM.
+pub(crate) struct ShownVm {
+    pub(crate) console: Arc<Console>,
+    /// Where its display is served.
+    pub(crate) vnc: PathBuf,
+    /// Whether the guest is paused to move.
+    pub(crate) is_held: watch::Receiver<bool>,
 }
 
 /// A VM as its own host knows it.
@@ -125,6 +135,7 @@ impl Vms {
             reservations: Mutex::default(),
             making: tokio::sync::RwLock::default(),
             drives: Drives::default(),
+            departures: Departures::default(),
             telling: tokio::sync::Mutex::default(),
             parts,
         });
@@ -210,12 +221,22 @@ impl Vms {
         };
         let monitor = connect(machine.files.qmp_socket()).await?;
         let (qmp, events) = Qmp::start(monitor).await?;
-        let console = Console::start(connect(machine.files.serial_socket()).await?);
+        let is_copy = machine.is_moving();
+        let console = Console::start(connect(machine.files.serial_socket()).await?, is_copy);
+        let held = Arc::new(watch::Sender::new(is_copy));
         let (end, ended) = watch::channel(false);
         let ending = Arc::new(AtomicBool::new(false));
         let events_told = broadcast::Sender::new(EVENTS_KEPT);
-        let live =
-            Live { process: process.clone(), qmp: qmp.clone(), console, base, events: events_told, ending, ended };
+        let live = Live {
+            process: process.clone(),
+            qmp: qmp.clone(),
+            console,
+            base,
+            events: events_told,
+            ending,
+            ended,
+            held,
+        };
         machine.set_live(Some(live.clone()));
         tokio::spawn(supervise(self.clone(), machine.clone(), live, events, end));
         Ok(qmp)
@@ -233,7 +254,7 @@ impl Vms {
     }
 
     async fn create_now(self: &Arc<Self>, spec: Spec, disk: Option<DiskSource>, start: bool) -> anyhow::Result<()> {
-        let (id, name) = (spec.id.0, spec.name.clone());
+        let (id, name, medium) = (spec.id.0, spec.name.clone(), spec.cdrom.clone());
         let room = self.parts.core.call(|core| core.vm_room()).await?;
         let reserved = self.reservations().reserve(id, &name, spec.share(), room);
         match reserved {
@@ -248,7 +269,10 @@ impl Vms {
         self.coming().remove(&id);
         match made {
             Ok(()) => self.publish().await,
-            Err(_) => self.forget(id).await,
+            Err(_) => {
+                self.forget(id).await;
+                medium.iter().for_each(|medium| self.give_back(medium));
+            }
         }
         made
     }
@@ -293,9 +317,9 @@ impl Vms {
         Ok(())
     }
 
-    /// Removes all of a VM that does not run.
+    /// Removes all of a VM that does not run. What is in its drive is lent on: it may have left with the VM.
     pub(super) async fn forget(&self, id: VmId) {
-        let machine = self.machines().remove(&id);
+        self.machines().remove(&id);
         let files = self.store.files(id);
         if files.dir().exists()
             && let Err(error) = files.remove()
@@ -303,9 +327,6 @@ impl Vms {
             tracing::warn!("{error:#}");
         }
         self.reservations().release(id);
-        if let Some(medium) = machine.and_then(|machine| machine.spec().cdrom) {
-            self.give_back(&medium);
-        }
         self.publish().await;
         self.retain_bases().await;
     }
@@ -378,6 +399,7 @@ impl Vms {
         let spec = machine.spec();
         self.parts.sockets.release(&spec.nics).await;
         self.forget(spec.id.0).await;
+        spec.cdrom.iter().for_each(|medium| self.give_back(medium));
         self.tell(EventKind::VmDeleted { vm: spec.id, name: spec.name.to_string() });
         Ok(())
     }
@@ -397,18 +419,25 @@ impl Vms {
         Ok(())
     }
 
-    /// The console of a VM that runs.
+    /// What the guest of a VM that runs wrote lately to its console.
     ///
     /// # Errors
-    /// If it does not.
-    pub fn console(&self, name: &Name) -> anyhow::Result<Arc<Console>> {
-        Ok(self.live(name, "show the console of")?.1.console)
+    /// If it does not run.
+    pub async fn console_history(&self, name: &Name) -> anyhow::Result<Vec<u8>> {
+        Ok(self.live(name, "show the console of")?.1.console.history().await)
+    }
+
+    /// What can be shown of a VM, or of a copy of one that is on its way here.
+    pub(crate) fn shown(&self, id: VmId) -> Option<ShownVm> {
+        let machine = self.machine_or_copy(id)?;
+        let Live { console, held, .. } = machine.live()?;
+        Some(ShownVm { console, vnc: machine.files.vnc_socket(), is_held: held.subscribe() })
     }
 
     /// A VM that runs, with its process; `verb` says what for.
     pub(super) fn live(&self, name: &Name, verb: &'static str) -> anyhow::Result<(Arc<Machine>, Live)> {
         let machine = self.find(name)?;
-        let why = virtuoso_overlay::vm::lifecycle::Denied::NotRunning;
+        let why = Denied::NotRunning;
         let live = machine.live().ok_or_else(|| VmError::Denied { name: name.clone(), verb, why })?;
         Ok((machine, live))
     }
@@ -441,6 +470,7 @@ impl Vms {
     pub async fn limit(&self, name: &Name, change: VmLimitsChange) -> anyhow::Result<()> {
         let machine = self.find(name)?;
         let _turn = machine.turn.lock().await;
+        self.check_staying(&machine, "change")?;
         let limits = machine.spec().limits.changed(change);
         if let Some(fault) = limits.fault() {
             return Err(VmError::Invalid(fault).into());
@@ -481,6 +511,14 @@ impl Vms {
     pub(super) fn step(&self, machine: &Machine, wish: Wish, verb: &'static str) -> anyhow::Result<Step> {
         let denied = |why| VmError::Denied { name: machine.spec().name, verb, why };
         Ok(decide(machine.state(), wish).map_err(denied)?)
+    }
+
+    /// Refuses to change a VM whose definition is on its way to another host.
+    pub(super) fn check_staying(&self, machine: &Machine, verb: &'static str) -> Result<(), VmError> {
+        match machine.state() {
+            VmState::Migrating => Err(VmError::Denied { name: machine.spec().name, verb, why: Denied::Migrating }),
+            _ => Ok(()),
+        }
     }
 
     /// Sets a VM's state and tells the swarm.

@@ -21,12 +21,8 @@ pub(in crate::control) async fn display(
     request: Request,
 ) -> Result<Response, ApiError> {
     upgrade::require(&request, DISPLAY_PROTOCOL)?;
-    let mut server = api.backend.vm_display(name).await?;
-    Ok(upgrade::accept(request, DISPLAY_PROTOCOL, |mut viewer| async move {
-        if let Err(error) = tokio::io::copy_bidirectional(&mut viewer, &mut server).await {
-            tracing::debug!("A viewer of a display is gone: {error}");
-        }
-    }))
+    let session = api.backend.vm_display(name).await?;
+    Ok(upgrade::accept(request, DISPLAY_PROTOCOL, |viewer| session(Box::new(viewer))))
 }
 
 /// What a VM's display shows, as a PNG.

@@ -181,11 +181,12 @@ pub(in crate::control) async fn resolve_migration(
     params(("name" = String, Path, description = "The VM")),
     responses((status = 200, content_type = "application/octet-stream"), (status = "default", body = ApiError)))]
 pub(in crate::control) async fn history(State(api): State<Api>, Named(name): Named) -> Result<Response, ApiError> {
-    let history = api.backend.vm_console(name).await?.history();
+    let history = api.backend.vm_console_history(name).await?;
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], history).into_response())
 }
 
-/// A VM's serial console, both ways, after an upgrade of the connection to `virtuoso-console`.
+/// A VM's serial console, both ways, after an upgrade of the connection to `virtuoso-console`. It stays open while the VM
+/// moves.
 #[utoipa::path(post, path = "/v1/vms/{name}/console", operation_id = "vm_console",
     params(("name" = String, Path, description = "The VM")),
     responses((status = 101), (status = "default", body = ApiError)))]
@@ -195,6 +196,6 @@ pub(in crate::control) async fn console(
     request: Request,
 ) -> Result<Response, ApiError> {
     upgrade::require(&request, CONSOLE_PROTOCOL)?;
-    let console = api.backend.vm_console(name).await?;
-    Ok(upgrade::accept(request, CONSOLE_PROTOCOL, |watcher| async move { console.watch(watcher).await }))
+    let session = api.backend.vm_console(name).await?;
+    Ok(upgrade::accept(request, CONSOLE_PROTOCOL, |watcher| session(Box::new(watcher))))
 }

@@ -1,6 +1,7 @@
 //! Streams of a migration between its two hosts. The first byte and the id behind it say what a stream is: messages of
 //! the source to the target, of the target to the source, or raw bytes that a QEMU sends to the other.
 
+use super::super::console::Console;
 use super::Inbox;
 use crate::swarm::streams::{Stream, StreamKind, Streams};
 use anyhow::{Context, bail};
@@ -11,6 +12,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use virtuoso_overlay::ids::HostId;
 use virtuoso_overlay::migrate::{MESSAGE_BYTES_MAX, MigrationId};
+use virtuoso_overlay::wire::attach::ConsolePart;
 
 /// Migrations of VMs.
 pub(super) const MIGRATION: StreamKind = StreamKind::new("migration");
@@ -19,6 +21,8 @@ pub(super) const MIGRATION: StreamKind = StreamKind::new("migration");
 const OUTGOING_MAX: usize = 64;
 /// Time in which whoever opens a stream must say what it is.
 const HEADER_TIME_MAX: Duration = Duration::from_secs(10);
+/// Parts of a console that wait: there are two.
+const PARTS_MAX: usize = 2;
 /// Bytes that are carried in one go.
 const COPY_BYTES: usize = 256 << 10;
 
@@ -33,6 +37,8 @@ pub(super) enum Purpose {
     Memory,
     /// A disk, as NBD.
     Disk,
+    /// What the console shows, and what was typed.
+    Console,
 }
 
 /// The way to the other host while there is one.
@@ -44,8 +50,13 @@ pub(super) struct Line {
 }
 
 impl Purpose {
-    const ALL: [(u8, Self); 4] =
-        [(b'S', Self::FromSource), (b'T', Self::FromTarget), (b'M', Self::Memory), (b'D', Self::Disk)];
+    const ALL: [(u8, Self); 5] = [
+        (b'S', Self::FromSource),
+        (b'T', Self::FromTarget),
+        (b'M', Self::Memory),
+        (b'D', Self::Disk),
+        (b'C', Self::Console),
+    ];
 }
 
 /// Opens a stream for a migration.
@@ -120,6 +131,35 @@ impl Line {
     pub(super) fn say(&self, bytes: Vec<u8>) {
         if let Err(error) = self.outgoing.try_send(bytes) {
             tracing::debug!("A message about a migration is lost: {error}");
+        }
+    }
+}
+
+/// Sends parts of a console until the last one.
+pub(super) fn send_parts(streams: Streams, to: HostId, id: MigrationId) -> mpsc::Sender<ConsolePart> {
+    let (sender, mut parts) = mpsc::channel::<ConsolePart>(PARTS_MAX);
+    tokio::spawn(async move {
+        let sent = async {
+            let mut stream = open(&streams, to, Purpose::Console, id).await?;
+            while let Some(part) = parts.recv().await {
+                send(&mut stream, &part.encode()).await?;
+            }
+            anyhow::Ok(stream.shutdown().await?)
+        };
+        if let Err(error) = sent.await {
+            tracing::debug!("A console stays behind: {error:#}");
+        }
+    });
+    sender
+}
+
+/// Takes parts of a console until the last one.
+pub(super) async fn take_parts(mut stream: Stream, console: &Console) -> anyhow::Result<()> {
+    loop {
+        let part = ConsolePart::decode(&receive(&mut stream).await?)?;
+        console.take_part(&part);
+        if part.is_last {
+            return Ok(());
         }
     }
 }

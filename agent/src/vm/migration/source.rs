@@ -23,6 +23,7 @@ use virtuoso_overlay::migrate::{
     Arrival, MigrationId, Notice, Offer, Outcome, Phase, Record, Source, SourceEffect, SourceInput, ToSource, ToTarget,
 };
 use virtuoso_overlay::switch::MoveCounts;
+use virtuoso_overlay::wire::attach::ConsolePart;
 
 /// How often progress is told.
 const TELL_INTERVAL: Duration = Duration::from_millis(250);
@@ -61,6 +62,8 @@ struct Task {
     is_finishing_mirror: bool,
     post_copy: bool,
     mend_at: tokio::time::Instant,
+    /// The way of the console, and how much of it is sent.
+    console: Option<(mpsc::Sender<ConsolePart>, u64)>,
     times: Times,
     counts: Counts,
     progress: watch::Sender<MigrationProgress>,
@@ -158,6 +161,7 @@ impl Task {
             is_finishing_mirror: false,
             post_copy: false,
             mend_at: tokio::time::Instant::now(),
+            console: None,
             times,
             counts: Counts::default(),
             progress: watch::Sender::default(),
@@ -340,6 +344,7 @@ impl Task {
             }
             SourceEffect::SendMemory { post_copy } => {
                 self.is_sending = true;
+                self.begin_console();
                 let bridged = self.bridge(&self.machine.files.memory_socket(), Purpose::Memory);
                 self.try_qmp(bridged, async |live: Live, task: &Self| {
                     let terms = Terms { post_copy, bandwidth: task.bandwidth };
@@ -417,7 +422,7 @@ impl Task {
             self.counts.bytes.memory = figures.transferred;
         }
         self.counts.source = self.count().await;
-        self.shared.vms.erase(&self.machine).await;
+        self.shared.vms.leave(&self.machine, self.peer).await;
     }
 
     async fn count(&self) -> MoveCounts {

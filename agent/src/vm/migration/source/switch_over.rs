@@ -1,6 +1,6 @@
 //! The guest is paused, its frames wait and its addresses are signed over; or it goes on where it was.
 
-use super::super::hypervisor;
+use super::super::{hypervisor, line};
 use super::Task;
 use crate::netdev::Rest;
 use virtuoso_overlay::claims::Claim;
@@ -36,15 +36,37 @@ impl Task {
         let Some(live) = self.live() else { return };
         self.open_ports().await;
         match hypervisor::unpause(&live.qmp).await {
-            Ok(true) => self.times.closed = None,
+            Ok(true) => {
+                self.times.closed = None;
+                live.release();
+            }
             Ok(false) => self.close_ports().await,
             Err(error) => self.hear(SourceInput::Broken(error.to_string())),
+        }
+    }
+
+    /// Sends what the console shows now, so that little is left to send when the guest is paused.
+    pub(super) fn begin_console(&mut self) {
+        let Some(live) = self.live() else { return };
+        let part = live.console.part(0, false);
+        let sent = part.begin + part.output.len() as u64;
+        let parts = line::send_parts(self.shared.streams.clone(), self.peer, self.id);
+        // The first one has room.
+        parts.try_send(part).ok();
+        self.console = Some((parts, sent));
+    }
+
+    fn finish_console(&mut self) {
+        if let (Some((parts, sent)), Some(live)) = (self.console.take(), self.live()) {
+            // What can't be sent is missing at the target, and its watchers are told.
+            parts.try_send(live.console.part(sent, true)).ok();
         }
     }
 
     pub(super) async fn close_ports(&mut self) {
         self.times.closed.get_or_insert_with(|| self.shared.vms.now());
         let Some(live) = self.live() else { return };
+        live.hold();
         let spec = self.machine.spec();
         self.networks.clear();
         for nic in &spec.nics {
@@ -57,6 +79,7 @@ impl Task {
 
     /// Signs the addresses over; a handoff that is lost is asked for again by the target's switch.
     pub(super) async fn hand_over(&mut self) {
+        self.finish_console();
         let (networks, to) = (self.networks.clone(), self.peer);
         let sign = self.shared.engine.call(move |switch, now| {
             let signed = networks.iter().filter_map(|(network, mac)| switch.hand_over(now.mono, *network, *mac, to));
