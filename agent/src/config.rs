@@ -30,6 +30,11 @@ const DEFAULT_SOCKET_GROUP: &str = "virtuoso";
 /// One port number, for UDP and TCP.
 const DEFAULT_PORT: u16 = 4747;
 
+/// Seconds in which VMs may move away from a host that stops: dist/virtuoso.service gives it a little more.
+const DRAIN_TIME_S: u32 = 300;
+/// An hour: the service manager counts on.
+const DRAIN_TIME_S_MAX: u32 = 3600;
+
 /// Entries of `bootstrap` and `advertise`: each is dialled or told to every peer.
 const ADDRESSES_MAX: usize = 64;
 /// Labels of one host: they ride in its row of a replicated table.
@@ -60,6 +65,10 @@ pub struct Config {
     pub labels: BTreeMap<String, String>,
     /// The share of this machine that its owner lends to the swarm.
     pub limits: Limits,
+    /// Whether VMs move away before the agent stops.
+    pub drain_on_stop: bool,
+    /// How many seconds that may take.
+    pub drain_time_s: u32,
     /// This host's resolver.
     pub dns: Dns,
     /// What limits the links to other hosts.
@@ -114,6 +123,8 @@ pub struct Layer {
     #[serde(deserialize_with = "file::deserialize_labels")]
     pub labels: Option<BTreeMap<String, String>>,
     pub limits: Option<Limits>,
+    pub drain_on_stop: Option<bool>,
+    pub drain_time_s: Option<u32>,
     pub dns: DnsLayer,
     pub links: Option<LinkSettings>,
     pub log: LogLayer,
@@ -187,6 +198,8 @@ impl Config {
             mdns: flags.mdns.or(file.mdns).unwrap_or(true),
             labels: flags.labels.or(file.labels).unwrap_or_default(),
             limits: flags.limits.or(file.limits).unwrap_or_default(),
+            drain_on_stop: flags.drain_on_stop.or(file.drain_on_stop).unwrap_or_default(),
+            drain_time_s: flags.drain_time_s.or(file.drain_time_s).unwrap_or(DRAIN_TIME_S),
             dns: Dns { listen: flags.dns.listen.or(file.dns.listen).unwrap_or_default() },
             links: flags.links.or(file.links).unwrap_or_default(),
             log: Log {
@@ -209,6 +222,11 @@ impl Config {
             check_label(key, value)?;
         }
         anyhow::ensure!(self.limits.vcpus != Some(0), "`limits.vcpus` is 0; leave it out to lend all of them");
+        anyhow::ensure!(
+            (1..=DRAIN_TIME_S_MAX).contains(&self.drain_time_s),
+            "`drain_time_s` is {}; 1 to {DRAIN_TIME_S_MAX} seconds are possible",
+            self.drain_time_s
+        );
         anyhow::ensure!(self.listen.port() != 0, "`listen` needs a fixed port; the default is [::]:{DEFAULT_PORT}");
         Ok(())
     }
@@ -219,6 +237,8 @@ impl Config {
         let reloadable = [
             ("labels", old.labels != new.labels),
             ("limits", old.limits != new.limits),
+            ("drain_on_stop", old.drain_on_stop != new.drain_on_stop),
+            ("drain_time_s", old.drain_time_s != new.drain_time_s),
             ("log.level", old.log.level != new.log.level),
         ];
         let fixed = [
@@ -243,7 +263,8 @@ impl Config {
     #[must_use]
     pub fn reloaded(&self, new: Self) -> Self {
         let log = Log { level: new.log.level, format: self.log.format };
-        Self { labels: new.labels, limits: new.limits, log, ..self.clone() }
+        let Self { labels, limits, drain_on_stop, drain_time_s, .. } = new;
+        Self { labels, limits, drain_on_stop, drain_time_s, log, ..self.clone() }
     }
 }
 

@@ -5,6 +5,8 @@ use crate::clock::{self, Clock};
 use crate::config::address::Bootstrap;
 use crate::config::{Config, Source};
 use crate::control::forward::serve_members;
+use crate::control::model::{DrainReport, StayedVm};
+use crate::control::problem::ApiError;
 use crate::control::socket::ControlSocket;
 use crate::control::{self, Api};
 use crate::core::ports::Sockets;
@@ -31,7 +33,9 @@ use crate::vm::{self, Migrations, Vms};
 use anyhow::Context;
 use libp2p::Multiaddr;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -46,6 +50,9 @@ const PEERS: Kind = Kind { name: "peers", version: 1 };
 
 /// Worker threads of the control plane. Its work is small and the data plane has a thread of its own.
 const WORKERS: usize = 2;
+
+/// Beyond the time in which VMs may move away: the last of them end, and the agent stops.
+const DRAIN_TIME_SLACK: Duration = Duration::from_secs(25);
 
 /// Runs the agent until SIGTERM or SIGINT.
 ///
@@ -103,6 +110,8 @@ async fn serve(source: &Source, config: Config, log: &LogHandle) -> anyhow::Resu
     let vms = open_vms(&state, (sockets, streams.clone()), &image_source, clock, &discs, &facts).await?;
     let (core, kept, told, others) = (handle.clone(), images.clone(), events.clone(), streams.clone());
     let migrations = Migrations::start(vms.clone(), streams.clone(), engine.clone())?;
+    tokio::spawn(attach::serve(vms.clone(), streams.serve(ATTACH)));
+    let attachments = Attachments { me: discs.me, core: handle.clone(), streams: streams.clone(), vms: vms.clone() };
     let agent = Agent {
         core,
         engine,
@@ -110,24 +119,28 @@ async fn serve(source: &Source, config: Config, log: &LogHandle) -> anyhow::Resu
         images: kept,
         image_source,
         events: told,
-    tokio::spawn(attach::serve(vms.clone(), streams.serve(ATTACH)));
-    let attachments = Attachments { me: discs.me, core: handle.clone(), streams: streams.clone(), vms: vms.clone() };
         devices,
         vms,
         discs,
+        attachments,
         migrations,
         streams,
     };
     let (config_changes, current) = watch::channel(Arc::new(config));
-    let api = Api { backend: Arc::new(agent), events: events.clone(), config: current };
+    let agent = Arc::new(agent);
+    let api = Api { backend: agent.clone(), events: events.clone(), config: current };
     let api = serve_api(socket, api, others, stopped);
     if founded {
-        attachments,
         print_ticket(&handle).await?;
     }
     events.emit(EventKind::AgentStarted { version: env!("CARGO_PKG_VERSION").into() });
     let reload = async || reload(source, &config_changes, log, &handle, &events).await;
     until_stopped(&mut signals, &mut running, reload).await?;
+    let config = config_changes.borrow().clone();
+    if config.drain_on_stop {
+        let time = Duration::from_secs(config.drain_time_s.into());
+        drain(&agent, &mut signals, &mut running, time).await?;
+    }
     images.close();
     stop.send_replace(true);
     running.await.context("The control plane broke off")??;
@@ -168,6 +181,51 @@ async fn until_stopped(
     }
     notify(&[sd_notify::NotifyState::Stopping]);
     Ok(())
+}
+
+/// Moves VMs away, until all have moved that can, or a second signal or the time ends it.
+async fn drain(
+    agent: &Agent,
+    signals: &mut Signals,
+    running: &mut JoinHandle<anyhow::Result<()>>,
+    time: Duration,
+) -> anyhow::Result<()> {
+    // The service manager would end the agent before.
+    let extension = u32::try_from((time + DRAIN_TIME_SLACK).as_micros()).unwrap_or(u32::MAX);
+    notify(&[sd_notify::NotifyState::ExtendTimeoutUsec(extension)]);
+    tracing::info!("Moves VMs to other hosts before it stops");
+    let (stop, stopped) = watch::channel(false);
+    let mut draining = pin!(agent.drain_to_stop(stopped));
+    let mut deadline = pin!(tokio::time::sleep(time));
+    loop {
+        let is_stopping = *stop.borrow();
+        tokio::select! {
+            report = &mut draining => {
+                tell_drained(report);
+                return Ok(());
+            }
+            ended = &mut *running => return ended.context("The control plane broke off")?,
+            () = &mut deadline, if !is_stopping => {
+                tracing::info!("VMs that have not left in {} s stay", time.as_secs());
+                stop.send_replace(true);
+            }
+            signal = signals.next() => if matches!(signal, Wish::Stop) {
+                tracing::info!("Told to stop again: VMs that have not left stay");
+                stop.send_replace(true);
+            },
+        }
+    }
+}
+
+fn tell_drained(report: Result<DrainReport, ApiError>) {
+    let DrainReport { moved, stayed } = match report {
+        Ok(report) => report,
+        Err(error) => return tracing::warn!("Can't move VMs away: {error}"),
+    };
+    tracing::info!(moved = moved.len(), stay = stayed.len(), "VMs have moved away as far as they can");
+    for StayedVm { name, reason } in stayed {
+        tracing::info!(vm = name, "A VM runs on here without an agent: {reason}");
+    }
 }
 
 /// Serves other members what is here of images, and files of this host's users to drives of VMs.

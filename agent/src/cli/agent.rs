@@ -24,7 +24,8 @@ Examples:
   virtuoso agent --name alpha --state-dir /srv/virtuoso --label gpu=1
 
 A host with no bootstrap starts a swarm of its own and prints how to join it.
-SIGTERM says goodbye to the swarm; SIGHUP reads labels, limits and log.level again.")]
+SIGTERM says goodbye to the swarm, with drain_on_stop once its VMs have moved away. SIGHUP reads labels, limits,
+drain_on_stop, drain_time_s and log.level again.")]
 pub(super) struct AgentArgs {
     /// Configuration file [default: /etc/virtuoso/agent.toml, if it exists]
     #[arg(long, value_name = "FILE", env = "VIRTUOSO_CONFIG")]
@@ -59,6 +60,12 @@ struct Settings {
     /// A label of this host; can be repeated
     #[arg(long = "label", value_name = "KEY=VALUE", env = "VIRTUOSO_LABELS", value_delimiter = ',', value_parser = parse_label)]
     labels: Option<Vec<(String, String)>>,
+    /// Whether VMs move to other hosts before the agent stops; a second SIGTERM ends that [default: false]
+    #[arg(long, value_name = "BOOL", env = "VIRTUOSO_DRAIN_ON_STOP")]
+    drain_on_stop: Option<bool>,
+    /// How many seconds that may take [default: 300]
+    #[arg(long, value_name = "SECONDS", env = "VIRTUOSO_DRAIN_TIME_S")]
+    drain_time_s: Option<u32>,
     /// A loopback address and port where names are resolved for this host's users, or off [default: 127.0.0.47:53]
     #[arg(long, value_name = "IP:PORT|off", env = "VIRTUOSO_DNS_LISTEN")]
     dns_listen: Option<DnsListen>,
@@ -113,6 +120,8 @@ impl Settings {
             mdns: self.mdns,
             labels: self.labels.map(|labels| labels.into_iter().collect()),
             limits: None,
+            drain_on_stop: self.drain_on_stop,
+            drain_time_s: self.drain_time_s,
             dns: DnsLayer { listen: self.dns_listen },
             links: None,
             log: LogLayer { level: self.log_level, format: self.log_format },

@@ -27,6 +27,8 @@ const KEYS: &[(&str, Option<&[&str]>)] = &[
     ("mdns", Some(&[])),
     ("labels", None),
     ("limits", Some(&["vcpus", "memory", "disk"])),
+    ("drain_on_stop", Some(&[])),
+    ("drain_time_s", Some(&[])),
     ("dns", Some(&["listen"])),
     ("links", Some(&["congestion", "rate_mbit", "threads"])),
     ("log", Some(&["level", "format"])),

@@ -18,6 +18,8 @@ listen = "0.0.0.0:5000"
 bootstrap = ["/ip4/192.0.2.1/udp/4747/quic-v1", "virtuoso-ticket:2NEpo7TZRRrLZSi2U"]
 advertise = ["/ip4/203.0.113.7/udp/4747/quic-v1"]
 mdns = false
+drain_on_stop = true
+drain_time_s = 90
 
 [labels]
 site = "berlin"
@@ -50,6 +52,7 @@ fn defaults() {
     assert_eq!(config.listen.to_string(), "[::]:4747");
     assert!(config.mdns && config.bootstrap.is_empty() && config.labels.is_empty());
     assert_eq!(config.limits, Limits::default());
+    assert_eq!((config.drain_on_stop, config.drain_time_s), (false, 300));
 }
 
 #[test]
@@ -91,7 +94,7 @@ fn bounds_are_checked() {
     let many: Vec<String> = (0..=ADDRESSES_MAX).map(|i| format!("\"/ip4/10.0.0.{i}/tcp/1\"")).collect();
     let text = format!("name = \"a\"\nbootstrap = [{}]", many.join(","));
     assert!(Config::merge(layer(&text), Layer::default()).is_err());
-    for text in ["listen = \"[::]:0\"", "limits.vcpus = 0"] {
+    for text in ["listen = \"[::]:0\"", "limits.vcpus = 0", "drain_time_s = 0", "drain_time_s = 3601"] {
         assert!(Config::merge(layer(&format!("name = \"a\"\n{text}")), Layer::default()).is_err(), "{text}");
     }
 }
@@ -100,11 +103,15 @@ fn bounds_are_checked() {
 fn reload_says_what_needs_a_restart() {
     let old = config("", FULL);
     assert_eq!(Config::reloadable_changes(&old, &old), Changes::default());
-    let new = config("name = \"b\"\nmdns = true\nlabels.x = 1\nlimits.vcpus = 2\nlog.level = \"warn\"", FULL);
+    let new = config(
+        "name = \"b\"\nmdns = true\ndrain_on_stop = false\nlabels.x = 1\nlimits.vcpus = 2\nlog.level = \"warn\"",
+        FULL,
+    );
     let changes = Config::reloadable_changes(&old, &new);
-    assert_eq!(changes.applied, ["labels", "limits", "log.level"]);
+    assert_eq!(changes.applied, ["labels", "limits", "drain_on_stop", "log.level"]);
     assert_eq!(changes.needs_restart, ["name", "mdns"]);
     let running = old.reloaded(new.clone());
     assert_eq!((&running.labels, running.limits), (&new.labels, new.limits));
+    assert_eq!((running.drain_on_stop, running.drain_time_s), (false, 90));
     assert_eq!((running.name, running.mdns), (old.name, old.mdns));
 }

@@ -31,6 +31,12 @@ impl Core {
         Ok(())
     }
 
+    /// Takes VMs no more until this run of the agent ends.
+    pub(super) fn stop_taking(&mut self) {
+        self.is_draining = true;
+        self.publish_host_row();
+    }
+
     /// Refuses a VM if this host is drained.
     pub(super) fn check_taking(&self) -> Result<(), VmError> {
         let why = "This host is being drained and takes no VMs: `virtuoso host undrain` ends that";

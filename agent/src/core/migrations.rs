@@ -11,12 +11,23 @@ use crate::control::problem::{ApiError, ErrorCode};
 use crate::name::Name;
 use crate::vm::MigrateOptions;
 use futures::StreamExt;
+use std::pin::pin;
+use std::time::Duration;
 use tokio::sync::watch;
 use virtuoso_overlay::ids::{Digest, HostId, VmId};
 use virtuoso_overlay::migrate::{PostCopy, Verdict};
 
 /// VMs that leave a drained host at the same time: more would only slow each other down on one link.
 const DRAINS_AT_ONCE: usize = 2;
+/// How long a move that is given up, or can't be any more, may take to end: longer than a guest may be paused.
+const SETTLE_TIME_MAX: Duration = Duration::from_secs(8);
+
+/// Resolves when it is true; never if nobody can make it so.
+async fn told_to(stop: &mut watch::Receiver<bool>) {
+    if stop.wait_for(|stop| *stop).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
 
 impl Agent {
     /// Moves a VM of this host.
@@ -101,21 +112,37 @@ impl Agent {
 
     /// Takes no VMs any more, and moves those that run, a few at a time. What does not run stays.
     pub(super) async fn drain_host(&self) -> Result<DrainReport, ApiError> {
-        let running = move |core: &mut Core| {
-            core.set_draining(true)?;
+        self.core.call(|core| core.set_draining(true)).await??;
+        let (_go_on, stop) = watch::channel(false);
+        self.move_all(stop).await
+    }
+
+    /// Moves the VMs that run away from a host that is about to stop, until `stop` is true: what is on its way then
+    /// is given up, or ends if it is too late for that.
+    ///
+    /// # Errors
+    /// If the agent has no core any more.
+    pub async fn drain_to_stop(&self, stop: watch::Receiver<bool>) -> Result<DrainReport, ApiError> {
+        self.core.call(Core::stop_taking).await?;
+        self.move_all(stop).await
+    }
+
+    async fn move_all(&self, stop: watch::Receiver<bool>) -> Result<DrainReport, ApiError> {
+        let running = |core: &mut Core| {
             let me = core.me();
             let vms = core.vms().into_iter().filter(|vm| vm.host.0 == me && vm.state == "running");
-            anyhow::Ok(vms.map(|vm| vm.name).collect::<Vec<String>>())
+            vms.map(|vm| vm.name).collect::<Vec<String>>()
         };
-        let names = self.core.call(running).await??;
-        let moves = names.into_iter().map(|name| async move {
-            let parsed = name.parse::<Name>().map_err(|error| ApiError::invalid(error.to_string()));
-            let request = VmMigrate { best: true, ..VmMigrate::default() };
-            let moved = match parsed {
-                Ok(parsed) => self.move_vm(parsed, request, watch::Sender::default()).await,
-                Err(error) => Err(error),
-            };
-            (name, moved)
+        let names = self.core.call(running).await?;
+        let moves = names.into_iter().map(|name| {
+            let stop = stop.clone();
+            async move {
+                let moved = match name.parse::<Name>() {
+                    Ok(parsed) => self.move_away(parsed, stop).await,
+                    Err(error) => Err(ApiError::invalid(error.to_string())),
+                };
+                (name, moved)
+            }
         });
         let mut report = DrainReport::default();
         let mut moves = futures::stream::iter(moves).buffer_unordered(DRAINS_AT_ONCE);
@@ -126,6 +153,25 @@ impl Agent {
             }
         }
         Ok(report)
+    }
+
+    /// Moves one VM to the best host, unless all shall stop.
+    async fn move_away(&self, name: Name, mut stop: watch::Receiver<bool>) -> Result<MigrationReport, ApiError> {
+        if *stop.borrow_and_update() {
+            return Err(ApiError::conflict("The agent stops"));
+        }
+        let request = VmMigrate { best: true, ..VmMigrate::default() };
+        let mut moving = pin!(self.move_vm(name.clone(), request, watch::Sender::default()));
+        tokio::select! {
+            moved = &mut moving => moved,
+            () = told_to(&mut stop) => {
+                if let Err(error) = self.cancel_move(name).await {
+                    tracing::debug!("A VM leaves until the end: {error}");
+                }
+                let settled = tokio::time::timeout(SETTLE_TIME_MAX, moving).await;
+                settled.unwrap_or_else(|_| Err(ApiError::new(ErrorCode::Timeout, "Its move did not end in time")))
+            }
+        }
     }
 
     /// Ends a migration of a VM of this host.
