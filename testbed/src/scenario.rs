@@ -28,6 +28,7 @@ mod isolation;
 mod join;
 mod late_joiner;
 mod migrate;
+mod migrate_devices;
 mod migrate_faults;
 mod moves;
 mod names;
@@ -74,7 +75,7 @@ enum Verdict {
 
 /// All scenarios, the simple ones first.
 pub(crate) fn all() -> Vec<Scenario> {
-    let groups: [&[Scenario]; 25] = [
+    let groups: [&[Scenario]; 26] = [
         emulator::SCENARIOS,
         startup::SCENARIOS,
         join::SCENARIOS,
@@ -95,6 +96,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         vm_clone::SCENARIOS,
         migrate::SCENARIOS,
         migrate_faults::SCENARIOS,
+        migrate_devices::SCENARIOS,
         vm_image::SCENARIOS,
         vm_limits::SCENARIOS,
         vm_names::SCENARIOS,
