@@ -4,10 +4,15 @@
 use super::super::console::Console;
 use super::Inbox;
 use crate::swarm::streams::{Stream, StreamKind, Streams};
-use anyhow::{Context, bail};
+use anyhow::{Context as _, bail};
+use std::io;
 use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use virtuoso_overlay::ids::HostId;
@@ -164,13 +169,15 @@ pub(super) async fn take_parts(mut stream: Stream, console: &Console) -> anyhow:
     }
 }
 
-/// A socket to which a QEMU of this host connects once, to speak with one of the other host.
+/// A socket to which a QEMU of this host connects once, to speak with one of the other host. What it sends is added to
+/// `sent`, in bytes.
 pub(super) fn bridge(
     socket: &Path,
     streams: Streams,
     to: HostId,
     what: Purpose,
     id: MigrationId,
+    sent: Arc<AtomicU64>,
 ) -> anyhow::Result<()> {
     std::fs::remove_file(socket).ok();
     let listener = UnixListener::bind(socket).with_context(|| format!("Can't listen on {}", socket.display()))?;
@@ -180,7 +187,7 @@ pub(super) fn bridge(
         std::fs::remove_file(&socket).ok();
         let Ok(Ok((qemu, _))) = accepted else { return };
         match open(&streams, to, what, id).await {
-            Ok(stream) => carry(qemu, stream).await,
+            Ok(stream) => carry(qemu, Counted { stream, written: sent }).await,
             Err(error) => tracing::debug!("A stream of a migration can't be opened: {error:#}"),
         }
     });
@@ -195,9 +202,37 @@ pub(super) async fn join(socket: &Path, stream: Stream) {
     }
 }
 
-async fn carry(mut qemu: UnixStream, mut stream: Stream) {
+async fn carry(mut qemu: UnixStream, mut stream: impl AsyncRead + AsyncWrite + Unpin) {
     let carried = tokio::io::copy_bidirectional_with_sizes(&mut qemu, &mut stream, COPY_BYTES, COPY_BYTES).await;
     if let Err(error) = carried {
         tracing::debug!("A stream of a migration ended: {error}");
+    }
+}
+
+/// A stream that counts what is written to it.
+struct Counted {
+    stream: Stream,
+    written: Arc<AtomicU64>,
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
+        self.written.fetch_add(written as u64, Ordering::Relaxed);
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -16,6 +16,7 @@ use crate::name::Name;
 use crate::text::Text;
 use crate::vm::qmp::QmpError;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use virtuoso_overlay::ids::{HostId, Mac, NetworkId};
@@ -53,6 +54,8 @@ struct Task {
     dial_at: Option<tokio::time::Instant>,
     bandwidth: Option<u64>,
     networks: Vec<(NetworkId, Mac)>,
+    /// Bytes of the disk's stream.
+    disk_sent: Arc<AtomicU64>,
     is_sending: bool,
     /// When QEMU is asked how far it is, and since when nobody was told.
     look_at: tokio::time::Instant,
@@ -154,6 +157,7 @@ impl Task {
             dial_at: None,
             bandwidth: None,
             networks: Vec::new(),
+            disk_sent: Arc::default(),
             is_sending: false,
             look_at: tokio::time::Instant::now(),
             changed: None,
@@ -291,7 +295,7 @@ impl Task {
         }
         if self.told_at.is_none_or(|at| now >= at + TELL_INTERVAL) {
             self.told_at = Some(now);
-            self.tell_progress(&live, figures).await;
+            self.tell_progress(figures);
         }
     }
 
@@ -314,11 +318,9 @@ impl Task {
         }
     }
 
-    async fn tell_progress(&mut self, live: &Live, figures: Figures) {
-        let disk = hypervisor::mirrored(&live.qmp).await;
-        self.counts.bytes.disk = disk.unwrap_or(self.counts.bytes.disk);
+    fn tell_progress(&self, figures: Figures) {
         self.progress.send_modify(|progress| {
-            progress.disk_bytes = self.counts.bytes.disk;
+            progress.disk_bytes = self.disk_sent.load(Ordering::Relaxed);
             progress.memory_bytes = figures.transferred;
             progress.remaining_bytes = figures.remaining;
             progress.rate_bytes_s = figures.rate;
@@ -361,9 +363,6 @@ impl Task {
             SourceEffect::ClosePorts => self.close_ports().await,
             SourceEffect::FinishMirror => {
                 self.is_finishing_mirror = true;
-                if let Some(live) = self.live() {
-                    self.counts.bytes.disk = hypervisor::mirrored(&live.qmp).await.unwrap_or_default();
-                }
                 self.try_qmp(Ok(()), async |live: Live, _: &Self| hypervisor::finish_mirror(&live.qmp).await).await;
             }
             SourceEffect::Continue => {
@@ -395,7 +394,11 @@ impl Task {
     }
 
     fn bridge(&self, socket: &std::path::Path, purpose: Purpose) -> anyhow::Result<()> {
-        line::bridge(socket, self.shared.streams.clone(), self.peer, purpose, self.id)
+        let sent = match purpose {
+            Purpose::Disk => self.disk_sent.clone(),
+            _ => Arc::default(),
+        };
+        line::bridge(socket, self.shared.streams.clone(), self.peer, purpose, self.id, sent)
     }
 
     /// Tells QEMU something; what it refuses breaks the migration.
@@ -421,6 +424,7 @@ impl Task {
         {
             self.counts.bytes.memory = figures.transferred;
         }
+        self.counts.bytes.disk = self.disk_sent.load(Ordering::Relaxed);
         self.counts.source = self.count().await;
         self.shared.vms.leave(&self.machine, self.peer).await;
     }
