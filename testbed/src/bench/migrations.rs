@@ -1,11 +1,15 @@
 //! What it costs those who talk to a VM that it moves to another host while it runs: over a LAN, over a long and narrow
 //! path, and with a disk of which little has changed.
 
-use anyhow::Result;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use anyhow::{Result, ensure};
 use serde::Serialize;
 
 use super::{Options, figure};
 use crate::console;
+use crate::host::Host;
 use crate::interrupt;
 use crate::lab::{self, Lab, Settings};
 use crate::root_image::RootImage;
@@ -51,8 +55,8 @@ struct Spread {
 #[derive(Debug, Serialize)]
 struct ImageJourney {
     image_bytes: u64,
-    /// That the guest had written to its disk.
-    written_bytes: u64,
+    /// What the VM's own disk had by then.
+    overlay_bytes: u64,
     memory_bytes: u64,
     disk_bytes: u64,
     /// All that the source has sent meanwhile, with the headers of packets.
@@ -161,7 +165,7 @@ impl ImageJourney {
         let mut lab = Lab::build(&include_str!("../../topologies/lan3.toml").parse()?, settings)?;
         let guest = TestGuest::beside(&settings.agent)?;
         let image = RootImage::make(&guest, "moving-image", image_mib, 1)?;
-        let image_bytes = std::fs::metadata(image.path())?.len();
+        let image_bytes = fs::metadata(image.path())?.len();
         lab.start_swarm()?;
         let alpha = lab.host("alpha")?;
         alpha.json(&["image", "import", &image.path().to_string_lossy(), "--name", "root"])?;
@@ -173,13 +177,14 @@ impl ImageJourney {
         let options = ["--image", "root"];
         let vm = TravellingVm::start(&mut lab, &options, "vm.root=/dev/vda", LAN_BYTES_PER_SECOND)?;
         vm.ssh(&lab, &format!("dd if=/dev/urandom of=/written bs=1M count={WRITTEN_MIB} 2>/dev/null; sync"))?;
+        let overlay_bytes = overlay_bytes(lab.host("alpha")?)?;
         let alpha = lab.host("alpha")?.namespace();
         let (_, before) = alpha.interface_bytes("lan")?;
         let told = TravellingVm::migrate(&lab, "beta")?;
         let (_, after) = alpha.interface_bytes("lan")?;
         Ok(Self {
             image_bytes,
-            written_bytes: WRITTEN_MIB << 20,
+            overlay_bytes,
             memory_bytes: told.memory_bytes,
             disk_bytes: told.disk_bytes,
             sent_bytes: after - before,
@@ -188,8 +193,8 @@ impl ImageJourney {
 
     fn print(&self) {
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-        let (image, written) = (mib(self.image_bytes), mib(self.written_bytes));
-        console::line(format!("\nA VM with an image of {image:.0} MiB moves that has written {written:.0} MiB:"));
+        let (image, overlay) = (mib(self.image_bytes), mib(self.overlay_bytes));
+        console::line(format!("\nA VM with an image of {image:.0} MiB and an overlay of {overlay:.1} MiB moves:"));
         let extra = self.sent_bytes.saturating_sub(self.memory_bytes);
         console::table(&[
             figure("memory", mib(self.memory_bytes), "MiB", f64::INFINITY),
@@ -197,6 +202,21 @@ impl ImageJourney {
             figure("all that the source sent, without memory", mib(extra), "MiB", mib(IMAGE_EXTRA_BYTES)),
         ]);
     }
+}
+
+/// What the disks of a host's VMs have on the host's disk.
+fn overlay_bytes(host: &Host) -> Result<u64> {
+    let mut bytes = 0;
+    for vm in fs::read_dir(host.state_dir().join("vms"))? {
+        for file in fs::read_dir(vm?.path())? {
+            let file = file?;
+            if file.path().extension().is_some_and(|extension| extension == "qcow2") {
+                bytes += file.metadata()?.blocks() * 512;
+            }
+        }
+    }
+    ensure!(bytes > 0, "The VM has no disk of its own");
+    Ok(bytes)
 }
 
 #[cfg(test)]
