@@ -7,5 +7,6 @@ pub(crate) mod flood;
 pub(crate) mod group;
 pub(crate) mod iperf;
 pub(crate) mod latency;
+pub(crate) mod questions;
 pub(crate) mod stream;
 pub(crate) mod transfer;

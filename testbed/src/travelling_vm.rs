@@ -18,6 +18,8 @@ use crate::traffic::latency::{self, RoundTrips};
 use crate::traffic::transfer::Transfer;
 use crate::wait;
 
+pub(crate) mod company;
+
 /// The VM `one` in network `blue`, and the guest `user` on gamma, who talks to it.
 pub(crate) struct TravellingVm {
     guest: TestGuest,

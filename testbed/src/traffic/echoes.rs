@@ -35,17 +35,14 @@ pub(crate) struct EchoReport {
 }
 
 impl Echoes {
-    /// Begins to send one each `interval`.
+    /// Begins to send one each `interval`, to a host or a group; of a group one member should answer.
     pub(crate) fn start(from: &Guest, to: Ipv4Addr, interval: Duration) -> Result<Self> {
-        let socket = from.namespace().enter(|| {
-            let socket = UdpSocket::from(sys::open_icmp().context("Cannot open an ICMP socket")?);
-            socket.connect(SocketAddrV4::new(to, 0)).with_context(|| format!("Cannot reach {to}"))?;
-            socket.set_nonblocking(true)?;
-            Ok(socket)
-        })?;
+        let socket = from.namespace().enter(|| sys::open_icmp().context("Cannot open an ICMP socket"))?;
+        let talk = Talk { socket: UdpSocket::from(socket), to, mark: [to.octets()[2], to.octets()[3]] };
+        talk.socket.set_nonblocking(true)?;
         let stop = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&stop);
-        let run = move || run(&socket, &flag, u64::try_from(interval.as_nanos())?);
+        let run = move || talk.run(&flag, u64::try_from(interval.as_nanos())?);
         let thread = std::thread::Builder::new().name("echoes".into()).spawn(run)?;
         Ok(Self { stop, thread })
     }
@@ -64,54 +61,64 @@ impl fmt::Display for EchoReport {
     }
 }
 
-fn run(socket: &UdpSocket, stop: &AtomicBool, interval_ns: u64) -> Result<EchoReport> {
-    sys::exact_timers();
-    let mut tally = Tally::default();
-    let mut due_ns = sys::monotonic_ns();
-    let mut last_sent_ns = due_ns;
-    while interrupt::check().is_ok() {
-        let now_ns = sys::monotonic_ns();
-        if stop.load(Ordering::Relaxed) {
-            if tally.is_complete() || now_ns > last_sent_ns + SETTLE_TIME_NS {
-                break;
-            }
-            due_ns = now_ns + interval_ns;
-        } else if now_ns >= due_ns {
-            tally.sent += 1;
-            // What the kernel can't send now is an echo without an answer.
-            let _ = socket.send(&request(tally.sent));
-            last_sent_ns = now_ns;
-            due_ns = (due_ns + interval_ns).max(now_ns);
-        }
-        let wait = Duration::from_nanos(due_ns.saturating_sub(sys::monotonic_ns()));
-        if sys::wait_readable(&[socket.as_fd()], Some(wait)).is_ok_and(|ready| ready[0]) {
-            receive(socket, &mut tally)?;
-        }
-    }
-    Ok(tally.report())
+/// Echoes of one kind in a namespace.
+struct Talk {
+    socket: UdpSocket,
+    to: Ipv4Addr,
+    /// Tells them from others.
+    mark: [u8; 2],
 }
 
-fn receive(socket: &UdpSocket, tally: &mut Tally) -> Result<()> {
-    let mut buffer = [0; 1500];
-    loop {
-        match socket.recv(&mut buffer) {
-            Ok(length) => {
-                if let Some(number) = answered(&buffer[..length]) {
-                    tally.count(number, sys::monotonic_ns());
+impl Talk {
+    fn run(&self, stop: &AtomicBool, interval_ns: u64) -> Result<EchoReport> {
+        sys::exact_timers();
+        let mut tally = Tally::default();
+        let mut due_ns = sys::monotonic_ns();
+        let mut last_sent_ns = due_ns;
+        while interrupt::check().is_ok() {
+            let now_ns = sys::monotonic_ns();
+            if stop.load(Ordering::Relaxed) {
+                if tally.is_complete() || now_ns > last_sent_ns + SETTLE_TIME_NS {
+                    break;
                 }
+                due_ns = now_ns + interval_ns;
+            } else if now_ns >= due_ns {
+                tally.sent += 1;
+                // What the kernel can't send now is an echo without an answer.
+                let _ = self.socket.send_to(&request(self.mark, tally.sent), SocketAddrV4::new(self.to, 0));
+                last_sent_ns = now_ns;
+                due_ns = (due_ns + interval_ns).max(now_ns);
             }
-            // The kernel tells what it could not send before.
-            Err(error) if error.kind() == ErrorKind::HostUnreachable => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-            Err(error) => return Err(error).context("Cannot receive echoes"),
+            let wait = Duration::from_nanos(due_ns.saturating_sub(sys::monotonic_ns()));
+            if sys::wait_readable(&[self.socket.as_fd()], Some(wait)).is_ok_and(|ready| ready[0]) {
+                self.receive(&mut tally)?;
+            }
+        }
+        Ok(tally.report())
+    }
+
+    fn receive(&self, tally: &mut Tally) -> Result<()> {
+        let mut buffer = [0; 1500];
+        loop {
+            match self.socket.recv(&mut buffer) {
+                Ok(length) => {
+                    if let Some(number) = answered(self.mark, &buffer[..length]) {
+                        tally.count(number, sys::monotonic_ns());
+                    }
+                }
+                // The kernel tells what it could not send before.
+                Err(error) if error.kind() == ErrorKind::HostUnreachable => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error).context("Cannot receive echoes"),
+            }
         }
     }
 }
 
 /// An echo request with a number of its own, which has more bits than the protocol's.
-fn request(number: u64) -> Vec<u8> {
+fn request(mark: [u8; 2], number: u64) -> Vec<u8> {
     let [.., high, low] = number.to_be_bytes();
-    let mut packet = vec![8, 0, 0, 0, MARK[0], MARK[1], high, low];
+    let mut packet = vec![8, 0, 0, 0, mark[0], mark[1], high, low];
     packet.extend(number.to_be_bytes());
     let sum = packet.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum::<u32>();
     let folded = (sum & 0xffff) + (sum >> 16);
@@ -121,10 +128,10 @@ fn request(number: u64) -> Vec<u8> {
 }
 
 /// The number of the echo that an IPv4 packet answers.
-fn answered(packet: &[u8]) -> Option<u64> {
+fn answered(mark: [u8; 2], packet: &[u8]) -> Option<u64> {
     let header = usize::from(packet.first()? & 0x0f) * 4;
     let message = packet.get(header..)?;
-    let is_ours = message.first() == Some(&0) && message.get(4..6) == Some(&MARK[..]);
+    let is_ours = message.first() == Some(&0) && message.get(4..6) == Some(&mark[..]);
     let number = message.get(8..16).filter(|_| is_ours)?;
     Some(u64::from_be_bytes(number.try_into().ok()?))
 }
@@ -160,8 +167,6 @@ impl Tally {
     }
 }
 
-/// The identifier of these echoes in a namespace where nobody else sends any with it.
-const MARK: [u8; 2] = *b"vm";
 /// For answers that are on their way when the last echo has been sent.
 const SETTLE_TIME_NS: u64 = 2_000_000_000;
 
@@ -169,21 +174,23 @@ const SETTLE_TIME_NS: u64 = 2_000_000_000;
 mod tests {
     use super::*;
 
+    const MARK: [u8; 2] = [0, 7];
+
     #[test]
     fn an_answer_tells_its_number() {
         let mut answer = vec![0x45; 20];
-        answer.extend(request(70_000));
-        assert_eq!(answered(&answer), None, "a request is no answer");
+        answer.extend(request(MARK, 70_000));
+        assert_eq!(answered(MARK, &answer), None, "a request is no answer");
         answer[20] = 0;
-        assert_eq!(answered(&answer), Some(70_000));
+        assert_eq!(answered(MARK, &answer), Some(70_000));
         answer[24] ^= 1;
-        assert_eq!((answered(&answer), answered(&answer[..30]), answered(&[])), (None, None, None));
+        assert_eq!((answered(MARK, &answer), answered(MARK, &answer[..30]), answered(MARK, &[])), (None, None, None));
     }
 
     #[test]
     fn a_checksum_makes_the_sum_of_all_words_whole() {
         for number in [1, 0xffff, 0x1_ffff, 0xffff_ffff_ffff] {
-            let words = request(number);
+            let words = request(MARK, number);
             let sum: u32 = words.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
             assert_eq!((sum & 0xffff) + (sum >> 16), 0xffff);
         }
