@@ -109,7 +109,7 @@ pub enum TargetEffect {
 }
 
 impl Target {
-    /// A migration that begins.
+    /// A migration that begins. Without [`TargetInput::PeerFound`] it is given up after a while.
     pub fn new(now: Instant, id: MigrationId) -> Self {
         let mut target = Self::in_state(id, State::Preparing);
         target.effects.extend([TargetEffect::Persist(Phase::Preparing), TargetEffect::Prepare]);

@@ -134,6 +134,17 @@ fn a_target_runs_only_with_everything_and_the_permission() {
 }
 
 #[test]
+fn a_target_gives_up_when_its_stream_is_lost_and_not_before() {
+    let (mut machine, _) = target(&[TargetInput::PeerFound, TargetInput::Prepared { post_copy: false }]);
+    let later = NOW + LOST_TIME_MAX * 2;
+    machine.handle(later, TargetInput::Timeout);
+    assert_eq!(machine.poll_effect(), None);
+    machine.handle(later, TargetInput::PeerLost);
+    machine.handle(later + LOST_TIME_MAX, TargetInput::Timeout);
+    assert_eq!(machine.poll_effect(), Some(TargetEffect::Drop));
+}
+
+#[test]
 fn a_restart_goes_on_from_what_is_on_the_disk() {
     for (phase, is_ours) in [(Phase::Trying, true), (Phase::Aborted, true), (Phase::Given, false)] {
         assert_eq!(Source::restore(NOW, ID, phase).unwrap().is_ours(), is_ours, "{phase:?}");

@@ -54,7 +54,9 @@ struct Task {
 /// Takes an offer.
 pub(super) fn begin(shared: &Arc<Shared>, peer: HostId, offer: Offer, stream: Stream) -> anyhow::Result<()> {
     let (id, vm) = (offer.id, offer.vm);
-    let state = Target::new(shared.vms.now(), id);
+    let mut state = Target::new(shared.vms.now(), id);
+    // By the stream that the offer came with. However long the memory takes, only its loss is counted.
+    state.handle(shared.vms.now(), TargetInput::PeerFound);
     let mut task = Task::new(shared.clone(), id, vm, peer, state);
     task.line = Some(Line::start(stream, 0, task.sender.clone()));
     task.offer = Some(offer);
