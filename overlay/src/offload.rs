@@ -10,5 +10,5 @@ mod vnet_hdr;
 mod tests;
 
 pub use coalesce::Coalescer;
-pub use segment::Segmenter;
+pub use segment::{Segmenter, cut_last_segment};
 pub use vnet_hdr::{Gso, VnetHdr};

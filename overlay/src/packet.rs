@@ -3,6 +3,12 @@
 use crate::limits::FRAME_BYTES_MAX;
 use crate::wire::frame::VNET_BYTES;
 
+/// Bytes of a packet (virtio-net header and frame) that can lose its end.
+pub trait Packet: AsRef<[u8]> + AsMut<[u8]> {
+    /// Keeps the first `bytes`, which are not more than there are.
+    fn truncate(&mut self, bytes: usize);
+}
+
 /// A packet (virtio-net header and frame), in a buffer that may be larger.
 #[derive(Clone, Debug)]
 pub struct PacketBuffer {
@@ -45,6 +51,18 @@ impl PacketBuffer {
         room.copy_from_slice(bytes);
         self.len += bytes.len();
         true
+    }
+}
+
+impl Packet for PacketBuffer {
+    fn truncate(&mut self, bytes: usize) {
+        self.len = self.len.min(bytes);
+    }
+}
+
+impl Packet for Vec<u8> {
+    fn truncate(&mut self, bytes: usize) {
+        Self::truncate(self, bytes);
     }
 }
 

@@ -66,22 +66,12 @@ impl Segmenter {
 
     /// Appends a super-frame of the payload `from..to`, or a plain frame if that is one segment.
     fn append_piece(&mut self, vnet: &VnetHdr, layout: &Layout, frame: &[u8], range: (usize, usize), place: Place) {
-        let is_one = range.1 - range.0 <= usize::from(vnet.gso_size);
-        let ecn = vnet.ecn && place.index == 0;
-        let vnet = if is_one {
-            VnetHdr { gso: Gso::None, gso_size: 0, ecn: false, hdr_len: 0, ..*vnet }
-        } else {
-            VnetHdr { ecn, ..*vnet }
-        };
+        let vnet = VnetHdr { ecn: vnet.ecn && place.index == 0, ..*vnet }.of_payload(range.1 - range.0);
         self.frame.extend_from_slice(&vnet.encode());
         let begin = self.frame.len();
         self.frame.extend_from_slice(&frame[..layout.payload]);
         self.frame.extend_from_slice(&frame[layout.payload + range.0..layout.payload + range.1]);
-        let piece = &mut self.frame[begin..];
-        set_headers(layout, place, piece);
-        let (network, transport) = piece[layout.network..].split_at_mut(layout.header - layout.network);
-        let partial = !pseudo_header(layout, network, transport.len()).finish();
-        put_u16(transport, layout.checksum_offset(), partial.into());
+        prepare_piece(layout, place, &mut self.frame[begin..]);
     }
 
     /// Hands every frame that `frame` with the rebuilt header `header` stands for to `out`, checksums complete.
@@ -123,6 +113,31 @@ struct Place {
     /// Its payload's offset in the super-frame's payload.
     offset: usize,
     is_last: bool,
+}
+
+/// Takes the last segment off `packet`, a super-frame with its virtio-net header, and returns how many bytes are left:
+/// the caller must cut it there. Of a plain frame nothing can be taken. HOT PATH
+pub fn cut_last_segment(packet: &mut [u8]) -> Option<usize> {
+    let (header, frame) = packet.split_first_chunk_mut::<VNET_BYTES>()?;
+    let vnet = VnetHdr::decode(header).and_then(|wish| wish.rebuild(frame)).ok()?;
+    if vnet.gso == Gso::None {
+        return None;
+    }
+    let layout = Layout::of(frame).ok()?;
+    let size = usize::from(vnet.gso_size);
+    let payload = (layout.end - layout.payload - 1) / size * size;
+    let piece = &mut frame[..layout.payload + payload];
+    prepare_piece(&layout, Place { index: 0, offset: 0, is_last: false }, piece);
+    *header = vnet.of_payload(payload).encode();
+    Some(VNET_BYTES + layout.payload + payload)
+}
+
+/// As [`finish_segment`] for several segments in a row, whose checksum stays partial.
+fn prepare_piece(layout: &Layout, place: Place, piece: &mut [u8]) {
+    set_headers(layout, place, piece);
+    let (network, transport) = piece[layout.network..].split_at_mut(layout.header - layout.network);
+    let partial = !pseudo_header(layout, network, transport.len()).finish();
+    put_u16(transport, layout.checksum_offset(), partial.into());
 }
 
 /// Writes lengths, identification, sequence number, flags and checksums of one segment that has the super-frame's

@@ -1,6 +1,7 @@
 //! Headers rebuilt from frames, and segmentation against an independent reading of its output.
 
 mod coalescing;
+mod cut;
 mod salvage;
 
 use super::layout::{Layout, Transport};

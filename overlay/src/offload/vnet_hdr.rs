@@ -131,6 +131,14 @@ impl VnetHdr {
         Ok(Self { gso: self.gso, gso_size: self.gso_size, ecn: self.ecn, hdr_len, ..checksum })
     }
 
+    /// The header of a piece of the super-frame that has this one, with so many bytes of payload.
+    pub(super) fn of_payload(self, bytes: usize) -> Self {
+        if bytes > usize::from(self.gso_size) {
+            return self;
+        }
+        Self { gso: Gso::None, gso_size: 0, ecn: false, hdr_len: 0, ..self }
+    }
+
     /// The header for a frame that this host's kernel handed over with `self`, before it goes to a peer.
     ///
     /// The kernel also leaves checksums partial that no peer would accept, such as those inside a guest's own tunnels.

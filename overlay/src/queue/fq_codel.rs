@@ -4,6 +4,8 @@
 use super::codel::{Codel, Delay};
 use super::ecn::mark_ce;
 use super::flow::flow_hash;
+use crate::offload::cut_last_segment;
+use crate::packet::Packet;
 use crate::time::Instant;
 use crate::wire::frame::{FrameHeader, VNET_BYTES};
 use std::collections::VecDeque;
@@ -47,6 +49,7 @@ pub struct FqCodel<P> {
     bytes: usize,
     packets: usize,
     marked: u64,
+    cut: u64,
 }
 
 #[derive(Debug)]
@@ -60,7 +63,7 @@ struct Flow<P> {
     is_listed: bool,
 }
 
-impl<P: AsRef<[u8]> + AsMut<[u8]>> FqCodel<P> {
+impl<P: Packet> FqCodel<P> {
     /// Queues that hold `bytes_max` bytes together. `seed` is the host's secret.
     pub fn new(seed: u64, bytes_max: usize) -> Self {
         Self {
@@ -73,6 +76,7 @@ impl<P: AsRef<[u8]> + AsMut<[u8]>> FqCodel<P> {
             bytes: 0,
             packets: 0,
             marked: 0,
+            cut: 0,
         }
     }
 
@@ -106,6 +110,11 @@ impl<P: AsRef<[u8]> + AsMut<[u8]>> FqCodel<P> {
         self.marked
     }
 
+    /// Super-frames that lost their last segment instead of being dropped, since the beginning.
+    pub fn cut(&self) -> u64 {
+        self.cut
+    }
+
     /// Adds a packet. What no longer fits is taken from the head of the longest queue and handed to `dropped`: who
     /// fills the queues pays, and its flow hears of it soonest. HOT PATH
     pub fn push(&mut self, now: Instant, header: FrameHeader, packet: P, dropped: &mut impl FnMut(Queued<P>)) {
@@ -128,7 +137,8 @@ impl<P: AsRef<[u8]> + AsMut<[u8]>> FqCodel<P> {
         while self.bytes > self.bytes_max && self.shorten_longest(dropped) {}
     }
 
-    /// Takes the packet whose turn it is. What must go instead, so that a flow slows down, is handed to `dropped`.
+    /// Takes the packet whose turn it is. What must go instead, so that a flow slows down, is handed to `dropped`; a
+    /// super-frame loses one segment only.
     /// HOT PATH
     pub fn pop(&mut self, now: Instant, dropped: &mut impl FnMut(Queued<P>)) -> Option<Queued<P>> {
         loop {
@@ -181,6 +191,12 @@ impl<P: AsRef<[u8]> + AsMut<[u8]>> FqCodel<P> {
             }
             if queued.packet.as_mut().get_mut(VNET_BYTES..).is_some_and(mark_ce) {
                 self.marked += 1;
+                return Some(queued);
+            }
+            // One segment tells a flow as much as the whole super-frame would, and only that must be sent again.
+            if let Some(bytes) = cut_last_segment(queued.packet.as_mut()) {
+                queued.packet.truncate(bytes);
+                self.cut += 1;
                 return Some(queued);
             }
             dropped(queued);

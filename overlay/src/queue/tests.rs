@@ -31,6 +31,19 @@ fn packet(flow: u16, number: u32, bytes: usize, ecn: u8) -> Vec<u8> {
     packet
 }
 
+/// Bytes of each segment of a [`super_frame`].
+const SEGMENT_BYTES: usize = 1000;
+
+/// As [`packet`], to be segmented.
+fn super_frame(number: u32, segments: u16) -> Vec<u8> {
+    let mut packet = packet(1, number, usize::from(segments) * SEGMENT_BYTES, 0);
+    // NEEDS_CSUM, GSO_UDP_L4, no header length, the segments, the UDP header and the place of its checksum.
+    packet[..2].copy_from_slice(&[1, 5]);
+    packet[4..6].copy_from_slice(&(SEGMENT_BYTES as u16).to_le_bytes());
+    packet[6..10].copy_from_slice(&[34, 0, 6, 0]);
+    packet
+}
+
 fn flow_of(packet: &[u8]) -> u16 {
     u16::from_be_bytes([packet[44], packet[45]])
 }
@@ -203,6 +216,25 @@ fn who_understands_is_marked_and_not_dropped() {
         }
     }
     assert!(queue.marked() > 3, "{}", queue.marked());
+}
+
+#[test]
+fn a_super_frame_loses_one_segment() {
+    let mut queue = FqCodel::new(7, 64 << 20);
+    let segments: u16 = 40;
+    let mut popped = Vec::new();
+    for number in 0..2000 {
+        let at = Instant(u64::from(number) * 1000);
+        queue.push(at, HEADER, super_frame(number, segments), &mut |_| panic!("dropped"));
+        if number >= 10 {
+            popped.extend(queue.pop(at, &mut |_| panic!("dropped")).map(|queued| queued.packet));
+        }
+    }
+    let bytes = super_frame(0, segments).len();
+    let cut = popped.iter().filter(|packet| packet.len() == bytes - SEGMENT_BYTES).count();
+    assert!(cut > 3 && cut as u64 == queue.cut(), "{cut}");
+    assert!(popped.iter().all(|packet| packet.len() >= bytes - SEGMENT_BYTES), "no more than one");
+    assert!(popped.is_sorted_by_key(|packet| number_of(packet)));
 }
 
 #[test]
