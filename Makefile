@@ -161,6 +161,11 @@ profile: lab-deps ## A flame graph of an agent that carries TCP: BENCH_ARGS="--s
 	$(CARGO) build --release --locked -p virtuoso -p virtuoso-testbed
 	$(TARGET)/release/testbed profile $(BENCH_ARGS)
 
+.PHONY: soak
+soak: lab-deps ## Two agents at full rate for ten minutes; fails if their memory grows: BENCH_ARGS="--seconds 60"
+	$(CARGO) build --release --locked -p virtuoso -p virtuoso-testbed
+	$(TARGET)/release/testbed soak $(BENCH_ARGS)
+
 .PHONY: fuzz
 fuzz: deps ## Fuzz the decoders: FUZZ="nd ticket" FUZZ_TIME=60, all for 10 s each by default
 	fuzz/run $(FUZZ_TIME) $(FUZZ)

@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::bench::idle::Idle;
 use crate::bench::images::Images;
 use crate::bench::join::Join;
+use crate::bench::links::Links;
 use crate::bench::migrations::Migrations;
 use crate::bench::tunnels::Tunnels;
 use crate::bench::vms::Vms;
@@ -20,11 +21,13 @@ use crate::report::{self, Machine};
 mod idle;
 mod images;
 mod join;
+mod links;
 mod migrations;
 mod moves;
 mod page;
 mod peers;
 pub(crate) mod profile;
+pub(crate) mod soak;
 mod tunnels;
 mod vms;
 mod wan;
@@ -47,6 +50,9 @@ pub(crate) struct Options {
     /// Moves of a running VM, there and back; a quarter of them over a long and narrow path
     #[arg(long, default_value_t = 20)]
     moves: usize,
+    /// Links of the host that `links` measures; each needs an agent with some 30 MiB
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u8).range(1..=200))]
+    links: u8,
     /// Only this tunnel (raw, vxlan, virtuoso, threads, tinc, fastd, openvpn, n2n, vpncloud, quincy); may be
     /// repeated; by default all that are installed but threads
     #[arg(long)]
@@ -61,6 +67,8 @@ enum Part {
     Move,
     /// Memory, CPU and traffic of an agent that has nothing to do
     Idle,
+    /// Many links of one host: idle, and eight of them under full load
+    Links,
     /// Throughput and round trips beside other tunnels
     Tunnels,
     /// TCP over long, lossy and narrow paths, with and without the tunnel
@@ -82,6 +90,8 @@ struct Report {
     moves: Vec<MoveFigures>,
     #[serde(skip_serializing_if = "Option::is_none")]
     idle: Option<Idle>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    links: Option<Links>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tunnels: Option<Tunnels>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -138,6 +148,7 @@ impl Report {
             join: None,
             moves: Vec::new(),
             idle: None,
+            links: None,
             tunnels: None,
             wan: None,
             images: None,
@@ -152,6 +163,7 @@ impl Report {
             Part::Join => self.join = Some(join::measure(settings, options.rounds)?),
             Part::Move => self.moves = moves::measure(settings, options.rounds)?,
             Part::Idle => self.idle = Some(idle::measure(settings)?),
+            Part::Links => self.links = Some(links::measure(settings, options)?),
             Part::Images => self.images = Some(images::measure(settings, options.rounds, options.image_mib)?),
             Part::Vms => self.vms = Some(vms::measure(settings, options.rounds)?),
             Part::Migrations => self.migrations = Some(migrations::measure(settings, options)?),

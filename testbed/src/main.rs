@@ -69,6 +69,8 @@ enum Verb {
     Bench(bench::Options),
     /// Draw where an agent's time goes while it carries TCP, as a flame graph
     Profile(bench::profile::Options),
+    /// Keep two agents at full rate for minutes, and see whether their memory grows
+    Soak(bench::soak::Options),
 }
 
 fn main() -> ExitCode {
@@ -116,6 +118,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Verb::Demo => demo::run(&settings)?,
         Verb::Bench(options) => bench::run(&settings, &options)?,
         Verb::Profile(options) => bench::profile::run(&settings, &options)?,
+        Verb::Soak(options) => bench::soak::run(&settings, &options)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,19 +1,28 @@
 //! What a running process has used so far, from `/proc`.
 
+use std::collections::BTreeMap;
 use std::fs;
 
 use anyhow::{Context, Result};
 
 /// CPU time of all threads of `pid`, in seconds.
 pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
-    let mut ns = 0u64;
+    Ok(thread_cpu_seconds(pid)?.values().sum())
+}
+
+/// CPU time of the threads of `pid` by their names, in seconds.
+pub(crate) fn thread_cpu_seconds(pid: u32) -> Result<BTreeMap<String, f64>> {
+    let mut seconds = BTreeMap::new();
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).with_context(|| format!("No process {pid}"))?;
     for task in tasks {
-        // A thread that ends between the two reads has used next to nothing.
-        let Ok(text) = fs::read_to_string(task?.path().join("schedstat")) else { continue };
-        ns += parse_schedstat(&text).with_context(|| format!("Odd schedstat of process {pid}: {text:?}"))?;
+        let path = task?.path();
+        // A thread that ends between the reads has used next to nothing.
+        let read = |file: &str| fs::read_to_string(path.join(file)).ok();
+        let (Some(name), Some(text)) = (read("comm"), read("schedstat")) else { continue };
+        let ns = parse_schedstat(&text).with_context(|| format!("Odd schedstat of process {pid}: {text:?}"))?;
+        *seconds.entry(name.trim_end().to_owned()).or_insert(0.0) += ns as f64 / 1e9;
     }
-    Ok(ns as f64 / 1e9)
+    Ok(seconds)
 }
 
 /// CPU time of `pid`, with that of threads that have ended, in seconds; exact to two hundredths.

@@ -1,8 +1,9 @@
 //! TCP through the tunnel over long, lossy and narrow paths, beside the same TCP without the tunnel, in turn.
 
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use serde::Serialize;
 
 use super::Options;
@@ -35,6 +36,8 @@ struct Plan {
     name: String,
     path: Impairment,
     options: String,
+    /// Whether another TCP stream takes the same path, without the tunnel. Then the figure is that of one of two.
+    has_rival: bool,
 }
 
 pub(super) fn measure(settings: &Settings, options: &Options) -> Result<Wan> {
@@ -74,18 +77,15 @@ fn plans() -> Vec<Plan> {
                 ..Impairment::default()
             };
             let name = format!("10 ms, 200 Mbit/s, {percent} % lost, {control}");
-            plans.push(Plan { name, path, options: format!("-C {control}") });
+            plans.push(Plan { name, path, options: format!("-C {control}"), has_rival: false });
         }
     }
-    for streams in [1, 4] {
-        let path = Impairment {
-            delay: way(10),
-            rate: Some(BitRate(100_000_000)),
-            queue: Some(way(20)),
-            ..Impairment::default()
-        };
-        let name = format!("20 ms, 100 Mbit/s, queue of 20 ms, {streams} x cubic");
-        plans.push(Plan { name, path, options: format!("-C cubic -P {streams}") });
+    let narrow =
+        Impairment { delay: way(10), rate: Some(BitRate(100_000_000)), queue: Some(way(20)), ..Impairment::default() };
+    for (streams, has_rival) in [(1, false), (4, false), (1, true)] {
+        let beside = if has_rival { " beside a plain one" } else { "" };
+        let name = format!("20 ms, 100 Mbit/s, queue of 20 ms, {streams} x cubic{beside}");
+        plans.push(Plan { name, path: narrow, options: format!("-C cubic -P {streams}"), has_rival });
     }
     plans
 }
@@ -106,12 +106,25 @@ impl Case {
         let (alpha, beta) = (lab.host("alpha")?, lab.host("beta")?);
         let (vm1, vm2) = (lab.guest("vm1")?, lab.guest("vm2")?);
         let time = Duration::from_secs(seconds);
-        let plain = || iperf::between(alpha.namespace(), beta.namespace(), beta.address().ip(), &options);
-        let (echoes, load) = latency::beside(alpha.namespace(), beta.address().ip(), time, plain)
+        let streams = if plan.has_rival { 2.0 } else { 1.0 };
+        let plain = |options: &str| iperf::between(alpha.namespace(), beta.namespace(), beta.address().ip(), options);
+        let both = if plan.has_rival { format!("{options} -P 2") } else { options.clone() };
+        let (echoes, load) = latency::beside(alpha.namespace(), beta.address().ip(), time, || plain(&both))
             .with_context(|| format!("Without the tunnel: {}", plan.name))?;
-        self.plain_mbit_s.push(load.bits_per_second / 1e6);
+        self.plain_mbit_s.push(load.bits_per_second / streams / 1e6);
         self.plain_ping_ms.push(echoes.p50_us / 1e3);
-        let (echoes, load) = latency::beside(vm1.namespace(), vm2.ipv4()?, time, || iperf::run(vm1, vm2, &options))
+        let tunnel = || {
+            thread::scope(|scope| {
+                let rival = plan.has_rival.then(|| scope.spawn(|| plain(&options)));
+                let load = iperf::run(vm1, vm2, &options);
+                rival.map_or(Ok(()), |rival| match rival.join() {
+                    Ok(result) => result.map(drop),
+                    Err(_) => Err(anyhow!("The rival panicked")),
+                })?;
+                load
+            })
+        };
+        let (echoes, load) = latency::beside(vm1.namespace(), vm2.ipv4()?, time, tunnel)
             .with_context(|| format!("Through the tunnel: {}", plan.name))?;
         self.tunnel_mbit_s.push(load.bits_per_second / 1e6);
         self.tunnel_ping_ms.push(echoes.p50_us / 1e3);
