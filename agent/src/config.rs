@@ -4,9 +4,10 @@
 pub mod address;
 pub mod dns;
 pub mod file;
+mod links;
 pub(crate) mod nearest;
 
-use crate::engine::LinkSettings;
+use crate::engine::TapOffloads;
 use crate::logging::{LogFilter, LogFormat};
 use crate::name::Name;
 use crate::size::ByteSize;
@@ -14,6 +15,7 @@ use address::Bootstrap;
 use anyhow::Context;
 pub use dns::DnsListen;
 use libp2p::Multiaddr;
+pub use links::{Links, LinksLayer};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::{Ipv6Addr, SocketAddr};
@@ -72,7 +74,9 @@ pub struct Config {
     /// This host's resolver.
     pub dns: Dns,
     /// What limits the links to other hosts.
-    pub links: LinkSettings,
+    pub links: Links,
+    /// What the TAPs of networks leave to the last hop.
+    pub offloads: TapOffloads,
     /// What goes to stderr.
     pub log: Log,
 }
@@ -126,7 +130,8 @@ pub struct Layer {
     pub drain_on_stop: Option<bool>,
     pub drain_time_s: Option<u32>,
     pub dns: DnsLayer,
-    pub links: Option<LinkSettings>,
+    pub links: Option<LinksLayer>,
+    pub offloads: Option<TapOffloads>,
     pub log: LogLayer,
 }
 
@@ -201,7 +206,8 @@ impl Config {
             drain_on_stop: flags.drain_on_stop.or(file.drain_on_stop).unwrap_or_default(),
             drain_time_s: flags.drain_time_s.or(file.drain_time_s).unwrap_or(DRAIN_TIME_S),
             dns: Dns { listen: flags.dns.listen.or(file.dns.listen).unwrap_or_default() },
-            links: flags.links.or(file.links).unwrap_or_default(),
+            links: flags.links.or(file.links).unwrap_or_default().into(),
+            offloads: flags.offloads.or(file.offloads).unwrap_or_default(),
             log: Log {
                 level: flags.log.level.or(file.log.level).unwrap_or_default(),
                 format: flags.log.format.or(file.log.format).unwrap_or_default(),
@@ -227,6 +233,12 @@ impl Config {
             "`drain_time_s` is {}; 1 to {DRAIN_TIME_S_MAX} seconds are possible",
             self.drain_time_s
         );
+        self.links.validate()?;
+        let has_segmentation = self.offloads.tso4 || self.offloads.tso6 || self.offloads.uso;
+        anyhow::ensure!(
+            self.offloads.csum || !has_segmentation,
+            "`offloads.csum` is off, but segments need partial checksums: switch off tso4, tso6 and uso as well"
+        );
         anyhow::ensure!(self.listen.port() != 0, "`listen` needs a fixed port; the default is [::]:{DEFAULT_PORT}");
         Ok(())
     }
@@ -239,6 +251,7 @@ impl Config {
             ("limits", old.limits != new.limits),
             ("drain_on_stop", old.drain_on_stop != new.drain_on_stop),
             ("drain_time_s", old.drain_time_s != new.drain_time_s),
+            ("links", old.links != old.links.reloaded(new.links.clone())),
             ("log.level", old.log.level != new.log.level),
         ];
         let fixed = [
@@ -251,7 +264,8 @@ impl Config {
             ("advertise", old.advertise != new.advertise),
             ("mdns", old.mdns != new.mdns),
             ("dns.listen", old.dns != new.dns),
-            ("links", old.links != new.links),
+            ("links.threads", old.links.all.threads != new.links.all.threads),
+            ("offloads", old.offloads != new.offloads),
             ("log.format", old.log.format != new.log.format),
         ];
         changes.applied.extend(reloadable.iter().filter(|(_, differs)| *differs).map(|(key, _)| key));
@@ -263,8 +277,9 @@ impl Config {
     #[must_use]
     pub fn reloaded(&self, new: Self) -> Self {
         let log = Log { level: new.log.level, format: self.log.format };
-        let Self { labels, limits, drain_on_stop, drain_time_s, .. } = new;
-        Self { labels, limits, drain_on_stop, drain_time_s, log, ..self.clone() }
+        let Self { labels, limits, drain_on_stop, drain_time_s, links, .. } = new;
+        let links = self.links.reloaded(links);
+        Self { labels, limits, drain_on_stop, drain_time_s, links, log, ..self.clone() }
     }
 }
 

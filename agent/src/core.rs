@@ -224,6 +224,7 @@ impl Core {
     pub fn reconfigure(&mut self, config: Config) {
         self.config = config;
         self.limit_images();
+        self.limit_links();
         self.publish_host_row();
     }
 

@@ -81,7 +81,7 @@ async fn serve(source: &Source, config: Config, log: &LogHandle) -> anyhow::Resu
     let (credentials, founded) = credentials(&state, &key, &config, known_peers.is_empty())?;
     let gatekeeper = Arc::new(Gatekeeper::default());
     let control_port = ControlPort::new(udp.clone());
-    let (engine, engine_events) = start_engine(&udp, &control_port, &key, &gatekeeper, config.links)?;
+    let (engine, engine_events) = start_engine(&udp, &control_port, &key, &gatekeeper, config.links.all)?;
     let swarm = start_swarm(&config, &state, &key, &credentials, known_peers, (&udp, control_port))?;
     let streams = swarm.streams();
     let discs = serve_files(&state, key.host_id(), &images, &streams)?;

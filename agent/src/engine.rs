@@ -91,6 +91,22 @@ pub struct LinkSettings {
     pub threads: Threads,
 }
 
+impl LinkSettings {
+    /// What limits links without settings of their own.
+    pub(crate) fn limits(self) -> LinkLimits {
+        LinkLimits { congestion: self.congestion, rate_mbit: self.rate_mbit }
+    }
+}
+
+/// What limits one link.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct LinkLimits {
+    /// What limits how much it has on its way.
+    pub congestion: Congestion,
+    /// The most that it sends, in Mbit/s; 0 is no limit.
+    pub rate_mbit: u32,
+}
+
 /// Starts the engine's threads. The receiver yields what the control plane must know; it ends when the engine does.
 ///
 /// # Errors

@@ -25,7 +25,7 @@ pub use fdb::FdbEntry;
 pub use interface::{Interface, InterfaceState};
 pub use monitor::{Event, watch};
 pub use rest::Rest;
-pub use tap::{Tap, TapOffloads};
+pub use tap::Tap;
 
 use anyhow::Context;
 use std::sync::Arc;

@@ -124,6 +124,7 @@ impl Settings {
             drain_time_s: self.drain_time_s,
             dns: DnsLayer { listen: self.dns_listen },
             links: None,
+            offloads: None,
             log: LogLayer { level: self.log_level, format: self.log_format },
         }
     }

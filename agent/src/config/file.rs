@@ -30,7 +30,8 @@ const KEYS: &[(&str, Option<&[&str]>)] = &[
     ("drain_on_stop", Some(&[])),
     ("drain_time_s", Some(&[])),
     ("dns", Some(&["listen"])),
-    ("links", Some(&["congestion", "rate_mbit", "threads"])),
+    ("links", Some(&["congestion", "rate_mbit", "threads", "peers"])),
+    ("offloads", Some(&["csum", "tso4", "tso6", "uso"])),
     ("log", Some(&["level", "format"])),
 ];
 

@@ -1,5 +1,6 @@
 use super::*;
-use crate::engine::Congestion;
+use crate::engine::{Congestion, LinkLimits, LinkSettings};
+use virtuoso_overlay::ids::HostId;
 
 fn layer(text: &str) -> Layer {
     file::parse(text, "agent.toml").unwrap()
@@ -39,6 +40,12 @@ congestion = "cubic"
 rate_mbit = 250
 threads = 3
 
+[links.peers.beta]
+rate_mbit = 50
+
+[offloads]
+uso = false
+
 [log]
 level = "debug"
 format = "json"
@@ -68,10 +75,21 @@ fn the_file_sets_every_key() {
     assert_eq!(config.log.format, LogFormat::Json);
     assert!(!config.mdns);
     assert_eq!(config.dns.listen, DnsListen::Off);
-    assert_eq!(
-        config.links,
-        LinkSettings { congestion: Congestion::Cubic, rate_mbit: 250, threads: 3.try_into().unwrap() }
-    );
+    let threads = 3.try_into().unwrap();
+    assert_eq!(config.links.all, LinkSettings { congestion: Congestion::Cubic, rate_mbit: 250, threads });
+    assert_eq!(config.offloads, TapOffloads { uso: false, ..TapOffloads::ALL });
+}
+
+#[test]
+fn a_peer_has_settings_of_its_own() {
+    let id = HostId([7; 32]);
+    let links = config("name = \"a\"", &format!("{FULL}\n[links.peers.{id}]\ncongestion = \"delay\"")).links;
+    let settings = |congestion, rate_mbit| LinkLimits { congestion, rate_mbit };
+    assert_eq!(links.of(HostId([8; 32]), "gamma"), settings(Congestion::Cubic, 250));
+    assert_eq!(links.of(HostId([8; 32]), "beta"), settings(Congestion::Cubic, 50), "by name");
+    assert_eq!(links.of(id, "beta"), settings(Congestion::Delay, 250), "by id, which is more than a name");
+    let odd = layer("name = \"a\"\n[links.peers.\"no name\"]\nrate_mbit = 1");
+    assert!(Config::merge(odd, Layer::default()).unwrap_err().to_string().contains("`no name`"));
 }
 
 #[test]
@@ -94,7 +112,9 @@ fn bounds_are_checked() {
     let many: Vec<String> = (0..=ADDRESSES_MAX).map(|i| format!("\"/ip4/10.0.0.{i}/tcp/1\"")).collect();
     let text = format!("name = \"a\"\nbootstrap = [{}]", many.join(","));
     assert!(Config::merge(layer(&text), Layer::default()).is_err());
-    for text in ["listen = \"[::]:0\"", "limits.vcpus = 0", "drain_time_s = 0", "drain_time_s = 3601"] {
+    for text in
+        ["listen = \"[::]:0\"", "limits.vcpus = 0", "drain_time_s = 0", "drain_time_s = 3601", "offloads.csum = false"]
+    {
         assert!(Config::merge(layer(&format!("name = \"a\"\n{text}")), Layer::default()).is_err(), "{text}");
     }
 }
@@ -103,15 +123,17 @@ fn bounds_are_checked() {
 fn reload_says_what_needs_a_restart() {
     let old = config("", FULL);
     assert_eq!(Config::reloadable_changes(&old, &old), Changes::default());
+    let file = FULL.replace("rate_mbit = 250\nthreads = 3", "rate_mbit = 9\nthreads = 2");
     let new = config(
         "name = \"b\"\nmdns = true\ndrain_on_stop = false\nlabels.x = 1\nlimits.vcpus = 2\nlog.level = \"warn\"",
-        FULL,
+        &file,
     );
     let changes = Config::reloadable_changes(&old, &new);
-    assert_eq!(changes.applied, ["labels", "limits", "drain_on_stop", "log.level"]);
-    assert_eq!(changes.needs_restart, ["name", "mdns"]);
+    assert_eq!(changes.applied, ["labels", "limits", "drain_on_stop", "links", "log.level"]);
+    assert_eq!(changes.needs_restart, ["name", "mdns", "links.threads"]);
     let running = old.reloaded(new.clone());
     assert_eq!((&running.labels, running.limits), (&new.labels, new.limits));
+    assert_eq!((running.links.all.rate_mbit, running.links.all.threads), (9, old.links.all.threads));
     assert_eq!((running.drain_on_stop, running.drain_time_s), (false, 90));
     assert_eq!((running.name, running.mdns), (old.name, old.mdns));
 }

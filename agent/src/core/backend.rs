@@ -534,7 +534,9 @@ fn link_view(name: String, link: &engine::LinkInfo) -> Link {
         congestion: link.congestion.name().to_owned(),
         repaired_frames: link.repaired_frames,
         queued_frames: link.queued_frames,
+        rate_mbit: link.rate_mbit,
         marked_frames: link.marked_frames,
+        cut_frames: link.cut_frames,
         age_s: seconds(link.age),
     }
 }

@@ -399,7 +399,8 @@ pub(super) async fn attach(handle: &Handle, netdev: &Netdev, name: &Name) -> Res
         return Ok(row);
     }
     netdev.ensure_bridge(row.id, row.mtu).await.map_err(device_error)?;
-    let tap = match netdev.create_tap(row.id).await {
+    let offloads = handle.call(|core| core.config.offloads).await?;
+    let tap = match netdev.create_tap(row.id, offloads).await {
         Ok(tap) => tap,
         Err(error) => {
             // A bridge without its TAP leads nowhere. What keeps it from going is in the error that follows.

@@ -1,7 +1,7 @@
 //! The core's side of the data plane: work for the engine, in order, without waiting for it in the middle of a
 //! decision.
 
-use crate::engine::{EngineHandle, PortConfig, TapOffloads};
+use crate::engine::{EngineHandle, LinkLimits, PortConfig};
 use crate::netdev::Tap;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -23,6 +23,7 @@ enum Work {
     AddPort(PortConfig),
     RemovePort(NetworkId),
     SetAddresses(HostId, Vec<SocketAddr>),
+    LimitLink(HostId, LinkLimits),
     SetCertificate(Vec<u8>),
     Forget(HostId),
 }
@@ -43,7 +44,6 @@ impl Plane {
 
     pub(super) fn add_port(&mut self, network: NetworkId, mtu: u16, tap: Tap) {
         let Tap { fd, offloads, .. } = tap;
-        let offloads = TapOffloads { csum: offloads.tcp, tso: offloads.tcp, uso: offloads.udp };
         self.queue.push_back(Work::AddPort(PortConfig { network, tap: fd, mtu, offloads }));
     }
 
@@ -53,6 +53,10 @@ impl Plane {
 
     pub(super) fn set_addresses(&mut self, host: HostId, addresses: Vec<SocketAddr>) {
         self.queue.push_back(Work::SetAddresses(host, addresses));
+    }
+
+    pub(super) fn limit_link(&mut self, host: HostId, limits: LinkLimits) {
+        self.queue.push_back(Work::LimitLink(host, limits));
     }
 
     pub(super) fn set_certificate(&mut self, certificate: Vec<u8>) {
@@ -71,6 +75,7 @@ impl Plane {
                 Work::AddPort(port) => self.engine.add_port(port).await?,
                 Work::RemovePort(network) => self.engine.remove_port(network).await?,
                 Work::SetAddresses(host, addresses) => self.engine.set_addresses(host, addresses).await?,
+                Work::LimitLink(host, limits) => self.engine.limit_link(host, limits).await?,
                 Work::SetCertificate(certificate) => self.engine.set_certificate(certificate).await?,
                 Work::Forget(host) => self.engine.forget(host).await?,
             }

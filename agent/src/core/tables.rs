@@ -111,6 +111,13 @@ impl Core {
         }
     }
 
+    /// Tells the engine what limits the links to all known hosts.
+    pub(super) fn limit_links(&mut self) {
+        for (host, row) in self.node.iter().flat_map(|node| node.table().hosts()) {
+            self.plane.limit_link(host, self.config.links.of(host, &row.certificate.name));
+        }
+    }
+
     fn on_own_change(&mut self, change: Change) {
         if let Change::Put(_, Key::Host) = change {
             self.update_participants();
@@ -129,6 +136,7 @@ impl Core {
                     return tracing::debug!(%host, "Refused a host: {error}");
                 }
                 self.plane.set_addresses(host, udp_addresses(&row).collect());
+                self.plane.limit_link(host, self.config.links.of(host, &row.certificate.name));
                 let addresses = row.addresses.iter().filter_map(|text| text.parse().ok()).collect();
                 self.swarm.add_member_addresses(host, addresses);
                 self.update_participants();

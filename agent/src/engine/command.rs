@@ -1,5 +1,6 @@
 //! The way into the engine's thread: a bounded channel and a descriptor that wakes it.
 
+use super::LinkLimits;
 use super::port::PortConfig;
 use super::stats::EngineInfo;
 use anyhow::{Context, Result, anyhow};
@@ -24,6 +25,7 @@ pub(super) enum Command {
     AddPort(PortConfig, oneshot::Sender<io::Result<()>>),
     RemovePort(NetworkId),
     SetAddresses(HostId, Vec<SocketAddr>),
+    LimitLink(HostId, LinkLimits),
     Connect(HostId),
     Forget(HostId),
     SetCertificate(Vec<u8>),
@@ -68,6 +70,14 @@ impl EngineHandle {
     /// If the engine has stopped.
     pub async fn set_addresses(&self, host: HostId, addresses: Vec<SocketAddr>) -> Result<()> {
         self.send(Command::SetAddresses(host, addresses)).await
+    }
+
+    /// Sets what limits the link to a host, from now on.
+    ///
+    /// # Errors
+    /// If the engine has stopped.
+    pub async fn limit_link(&self, host: HostId, limits: LinkLimits) -> Result<()> {
+        self.send(Command::LimitLink(host, limits)).await
     }
 
     /// Makes a link before there is traffic for it.

@@ -8,7 +8,7 @@ use quinn_proto::congestion::{Controller, ControllerFactory, CubicConfig};
 use serde::{Deserialize, Serialize};
 use std::any::Any;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Instant;
 use virtuoso_overlay::delay_window::DelayWindow;
 use virtuoso_overlay::time;
@@ -44,9 +44,7 @@ pub(super) struct Windows(pub(super) Congestion);
 
 /// The controllers of one connection.
 pub(super) struct Window {
-    setting: Congestion,
-    /// Whether the breaker is open.
-    is_limited: Arc<AtomicBool>,
+    rule: Arc<Rule>,
     cubic: Box<dyn Controller>,
     delay: DelayWindow,
     origin: Instant,
@@ -55,8 +53,7 @@ pub(super) struct Window {
 impl ControllerFactory for Windows {
     fn build(self: Arc<Self>, now: Instant, mtu: u16) -> Box<dyn Controller> {
         Box::new(Window {
-            setting: self.0,
-            is_limited: Arc::default(),
+            rule: Arc::new(Rule { setting: AtomicU8::new(self.0 as u8), is_open: AtomicBool::new(false) }),
             cubic: Arc::new(CubicConfig::default()).build(now, mtu),
             delay: DelayWindow::new(time::Instant(0)),
             origin: now,
@@ -64,19 +61,40 @@ impl ControllerFactory for Windows {
     }
 }
 
-/// The switch of a connection's circuit breaker.
-pub(super) fn breaker_of(quic: &quinn_proto::Connection) -> Arc<AtomicBool> {
-    let window = quic.congestion_state().clone_box().into_any().downcast::<Window>();
-    window.map_or_else(|_| Arc::default(), |window| window.is_limited)
+/// Which of a connection's controllers has the word: shared by QUIC, which owns the controllers, and the connection.
+#[derive(Debug, Default)]
+pub(super) struct Rule {
+    setting: AtomicU8,
+    /// Whether the circuit breaker is open.
+    is_open: AtomicBool,
 }
 
-impl Window {
-    fn active(&self) -> Congestion {
-        match self.setting {
-            Congestion::None if self.is_limited.load(Ordering::Relaxed) => Congestion::Cubic,
-            setting => setting,
+impl Rule {
+    /// Changes the operator's setting.
+    pub(super) fn set(&self, setting: Congestion) {
+        self.setting.store(setting as u8, Ordering::Relaxed);
+    }
+
+    /// Opens or closes the breaker, and says whether it was open.
+    pub(super) fn open_breaker(&self, is_open: bool) -> bool {
+        self.is_open.swap(is_open, Ordering::Relaxed)
+    }
+
+    /// Which one has the word.
+    pub(super) fn active(&self) -> Congestion {
+        let setting = self.setting.load(Ordering::Relaxed);
+        match [Congestion::Cubic, Congestion::Delay].into_iter().find(|known| *known as u8 == setting) {
+            Some(congestion) => congestion,
+            None if self.is_open.load(Ordering::Relaxed) => Congestion::Cubic,
+            None => Congestion::None,
         }
     }
+}
+
+/// The rule of a connection.
+pub(super) fn rule_of(quic: &quinn_proto::Connection) -> Arc<Rule> {
+    let window = quic.congestion_state().clone_box().into_any().downcast::<Window>();
+    window.map_or_else(|_| Arc::default(), |window| window.rule)
 }
 
 impl Controller for Window {
@@ -85,7 +103,7 @@ impl Controller for Window {
     }
 
     fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, rtt: &RttEstimator) {
-        match self.active() {
+        match self.rule.active() {
             Congestion::None => {}
             Congestion::Cubic => self.cubic.on_ack(now, sent, bytes, app_limited, rtt),
             Congestion::Delay => {
@@ -101,7 +119,7 @@ impl Controller for Window {
     }
 
     fn on_congestion_event(&mut self, now: Instant, sent: Instant, is_persistent: bool, lost_bytes: u64) {
-        if self.active() == Congestion::Cubic {
+        if self.rule.active() == Congestion::Cubic {
             self.cubic.on_congestion_event(now, sent, is_persistent, lost_bytes);
         }
     }
@@ -112,7 +130,7 @@ impl Controller for Window {
 
     /// A window above 4 GiB also switches pacing off.
     fn window(&self) -> u64 {
-        match self.active() {
+        match self.rule.active() {
             Congestion::None => u64::MAX / 4,
             Congestion::Cubic => self.cubic.window(),
             Congestion::Delay => self.delay.bytes(),
@@ -121,8 +139,7 @@ impl Controller for Window {
 
     fn clone_box(&self) -> Box<dyn Controller> {
         Box::new(Self {
-            setting: self.setting,
-            is_limited: Arc::clone(&self.is_limited),
+            rule: Arc::clone(&self.rule),
             cubic: self.cubic.clone_box(),
             delay: self.delay,
             origin: self.origin,

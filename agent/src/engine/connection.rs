@@ -2,9 +2,9 @@
 //! the frames that it packs and puts together again. It belongs to a [`super::shard`]; which connection serves a link
 //! is decided in [`super::links`].
 
-use super::LinkSettings;
+use super::LinkLimits;
 use super::clock::Tick;
-use super::congestion::{self, Congestion};
+use super::congestion::{self, Congestion, Rule};
 use super::path::{Path, Route};
 use super::socket::{Outcome, Socket};
 use super::stats::{LinkInfo, TrafficCounters};
@@ -14,7 +14,6 @@ use bytes::Bytes;
 use quinn::udp::EcnCodepoint;
 use quinn_proto::VarInt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use virtuoso_overlay::breaker::Breaker;
 use virtuoso_overlay::chunk::{Packer, Reassembler};
@@ -64,9 +63,9 @@ pub(super) struct Connection {
     pub(super) repair_at: Option<Instant>,
     loss: LossMeter,
     breaker: Breaker,
-    /// Tells QUIC whether the breaker is open.
-    limit: Arc<AtomicBool>,
-    setting: Congestion,
+    /// What QUIC is told of the setting and of the breaker.
+    rule: Arc<Rule>,
+    rate_mbit: u32,
     pace: Pace,
     /// The path that turned out to have no segmentation.
     unsegmented: Option<Path>,
@@ -95,8 +94,8 @@ pub(super) enum Sent {
 }
 
 impl Connection {
-    pub(super) fn new(quic: quinn_proto::Connection, route: Route, settings: LinkSettings) -> Self {
-        let limit = congestion::breaker_of(&quic);
+    pub(super) fn new(quic: quinn_proto::Connection, route: Route, limits: LinkLimits) -> Self {
+        let rule = congestion::rule_of(&quic);
         Self {
             quic,
             route,
@@ -112,9 +111,9 @@ impl Connection {
             repair_at: None,
             loss: LossMeter::default(),
             breaker: Breaker::default(),
-            limit,
-            setting: settings.congestion,
-            pace: Pace::new(u64::from(settings.rate_mbit) * 1_000_000),
+            rule,
+            rate_mbit: limits.rate_mbit,
+            pace: pace(limits.rate_mbit),
             pace_at: None,
             unsegmented: None,
             is_touched: false,
@@ -182,15 +181,21 @@ impl Connection {
         let path = self.quic.stats().path;
         self.loss.sample(path.sent_packets, path.lost_packets);
         let is_open = self.breaker.sample(tick.now.mono, path.sent_packets, path.lost_packets);
-        let was_open = self.limit.swap(is_open, Ordering::Relaxed);
+        let was_open = self.rule.open_breaker(is_open);
         is_open && !was_open
     }
 
     /// What limits how much is on its way, now.
     fn congestion(&self) -> Congestion {
-        match self.setting {
-            Congestion::None if self.limit.load(Ordering::Relaxed) => Congestion::Cubic,
-            setting => setting,
+        self.rule.active()
+    }
+
+    /// Changes what limits it.
+    pub(super) fn limit(&mut self, limits: LinkLimits) {
+        self.rule.set(limits.congestion);
+        if self.rate_mbit != limits.rate_mbit {
+            self.rate_mbit = limits.rate_mbit;
+            self.pace = pace(limits.rate_mbit);
         }
     }
 
@@ -326,6 +331,10 @@ impl Connection {
         }
         true
     }
+}
+
+fn pace(rate_mbit: u32) -> Pace {
+    Pace::new(u64::from(rate_mbit) * 1_000_000)
 }
 
 /// Bytes of the Ethernet frame in a packet.

@@ -1,5 +1,6 @@
 //! The link to one peer: what outlives its connections. Addresses, when to dial again, and where its frames go.
 
+use super::LinkLimits;
 use super::links::Place;
 use super::stats::{LinkState, TrafficCounters};
 use std::net::SocketAddr;
@@ -24,6 +25,8 @@ pub(super) struct Link {
     pub(super) active: Option<u16>,
     /// The slot of the connection that this host is making.
     pub(super) dialling: Option<u16>,
+    /// What limits it, if that is not what limits all.
+    pub(super) limits: Option<LinkLimits>,
     /// Whether this host wants the link: then it dials, and dials again.
     pub(super) is_wanted: bool,
     /// When the next attempt is due.
@@ -45,6 +48,7 @@ impl Link {
             addresses: Vec::new(),
             active: None,
             dialling: None,
+            limits: None,
             is_wanted: false,
             retry_at: None,
             place,

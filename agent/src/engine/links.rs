@@ -23,7 +23,7 @@ use super::shard::crew::{Crew, News};
 use super::shard::{Order, Report, Shard, Survey};
 use super::socket::Socket;
 use super::stats::{EngineInfo, LinkInfo, TrafficCounters};
-use super::{AdmissionCheck, LinkSettings, tls, transport};
+use super::{AdmissionCheck, LinkLimits, LinkSettings, tls, transport};
 use admission::RefusalLog;
 use anyhow::Result;
 use bytes::BytesMut;
@@ -355,9 +355,11 @@ impl Links {
             lost_packets: 0,
             batch_packets: 0,
             congestion: self.settings.congestion,
+            rate_mbit: self.limits_of(host).rate_mbit,
             repaired_frames: 0,
             queued_frames: 0,
             marked_frames: 0,
+            cut_frames: 0,
             traffic: link.traffic,
             error: link.error.clone(),
             age: link.age(now),
@@ -366,6 +368,10 @@ impl Links {
             self.home.describe_connection(slot, &mut info);
         }
         info
+    }
+
+    fn limits_of(&self, host: HostId) -> LinkLimits {
+        self.links.get(&host).and_then(|link| link.limits).unwrap_or_else(|| self.settings.limits())
     }
 
     /// A peer dials.
@@ -390,7 +396,7 @@ impl Links {
                 let path = Path::Direct(source);
                 let standing = Standing::new(handle, name, Role::Acceptor, None, tick.at + SETUP_TIME);
                 self.table.insert(slot, Standing { path: Some(path), ..standing });
-                self.adopt(tick, slot, Connection::new(quic, Route::accepted(path), self.settings));
+                self.adopt(tick, slot, Connection::new(quic, Route::accepted(path), self.settings.limits()));
             }
             Err(error) => {
                 tracing::debug!(%source, cause = %error.cause, "Data connection was not accepted");

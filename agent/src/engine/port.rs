@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use virtuoso_overlay::drop_reason::DropReason;
 use virtuoso_overlay::ids::NetworkId;
-use virtuoso_overlay::offload::{Gso, Segmenter, VnetHdr};
+use virtuoso_overlay::offload::{Segmenter, VnetHdr};
 use virtuoso_overlay::packet::PacketBuffer;
 use virtuoso_overlay::wire::frame::VNET_BYTES;
 
@@ -72,16 +72,19 @@ impl Port {
         }
     }
 
-    fn write(&self, segmenter: &mut Segmenter, packet: &[u8]) -> Result<usize, DropReason> {
+    fn write(&mut self, segmenter: &mut Segmenter, packet: &[u8]) -> Result<usize, DropReason> {
         let (header, frame) = packet.split_first_chunk::<VNET_BYTES>().ok_or(DropReason::Malformed)?;
         let header =
             VnetHdr::decode(header).and_then(|wish| wish.rebuild(frame)).map_err(|_| DropReason::BadOffload)?;
         if frame.len() > self.mtu + ETHERNET_BYTES && header.packet_bytes(frame) > self.mtu {
             return Err(DropReason::TooBig);
         }
-        if self.takes(&header) {
-            self.tap.write(&header.encode(), frame).map_err(|_| DropReason::PortRefused)?;
-            return Ok(frame.len());
+        if self.offloads.take(&header) {
+            match self.tap.write(&header.encode(), frame) {
+                Ok(()) => return Ok(frame.len()),
+                Err(error) if is_refusal(&error) && header != VnetHdr::PLAIN => self.give_up(&header),
+                Err(_) => return Err(DropReason::PortRefused),
+            }
         }
         let mut result = Ok(());
         let plain = VnetHdr::PLAIN.encode();
@@ -95,19 +98,48 @@ impl Port {
         Ok(frame.len())
     }
 
-    /// Whether the TAP takes a packet with this header as it is.
-    fn takes(&self, header: &VnetHdr) -> bool {
-        let has_gso = match header.gso {
-            Gso::None => true,
-            Gso::Tcp4 | Gso::Tcp6 => self.offloads.tso,
-            Gso::Udp => self.offloads.uso,
-        };
-        has_gso && (!header.needs_csum || self.offloads.csum)
+    /// The kernel promised an offload and does not keep it: it is done here from now on.
+    fn give_up(&mut self, header: &VnetHdr) {
+        self.offloads = self.offloads.without(header);
+        tracing::warn!(?header, left = ?self.offloads, "A TAP refused an offload, which is done in software from now on");
     }
+}
+
+/// Whether the kernel finds fault with the packet's header; anything else is about the device.
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP))
 }
 
 impl AsFd for Port {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.tap.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::super_frame;
+    use super::*;
+    use std::os::fd::FromRawFd;
+
+    #[test]
+    fn an_offload_that_is_refused_is_given_up() {
+        // SAFETY: the call takes no pointers, and the descriptor it returns has no other owner.
+        let refuses = unsafe { OwnedFd::from_raw_fd(libc::timerfd_create(libc::CLOCK_MONOTONIC, 0)) };
+        let config = PortConfig { network: NetworkId(1), tap: refuses, mtu: 1500, offloads: TapOffloads::ALL };
+        let mut port = Port::new(config).unwrap();
+        let (header, frame) = super_frame(10_000, 1460);
+        port.deliver(&mut Segmenter::default(), &[&header.encode()[..], &frame].concat());
+        assert_eq!(port.offloads, TapOffloads { tso4: false, ..TapOffloads::ALL });
+        assert_eq!(
+            port.traffic.drops.get(DropReason::PortRefused),
+            1,
+            "what refuses everything takes no segment either"
+        );
+        assert!(!port.offloads.take(&header));
+        let mut checksum = VnetHdr::PLAIN;
+        checksum.needs_csum = true;
+        assert!(port.offloads.take(&checksum) && !port.offloads.without(&checksum).take(&checksum));
+        assert!(TapOffloads::NONE.take(&VnetHdr::PLAIN));
     }
 }

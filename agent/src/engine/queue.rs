@@ -74,6 +74,11 @@ impl LinkQueue {
         self.flows.marked()
     }
 
+    /// Super-frames that lost a segment instead of being dropped, since the beginning.
+    pub(super) fn cut(&self) -> u64 {
+        self.flows.cut()
+    }
+
     /// Bytes that wait in the flow queues.
     pub(super) fn flow_bytes(&self) -> usize {
         self.flows.bytes()

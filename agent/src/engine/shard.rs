@@ -87,6 +87,11 @@ impl Shard {
                 }
             }
             Order::Serve { slot, host } => self.serve(slot, host),
+            Order::Limit { slot, limits } => {
+                if let Some(connection) = self.connections.get_mut(slot) {
+                    connection.limit(limits);
+                }
+            }
             Order::Message { slot, message } => self.send_message(slot, &message),
             Order::Close { slot, code, reason } => {
                 self.detach(slot);

@@ -91,12 +91,16 @@ pub struct LinkInfo {
     pub batch_packets: usize,
     /// What limits how much is on its way, now.
     pub congestion: Congestion,
+    /// The most that it sends, in Mbit/s; 0 is no limit.
+    pub rate_mbit: u32,
     /// Frames that came without a part, and were delivered as far as they came.
     pub repaired_frames: u64,
     /// Frames that wait for the link.
     pub queued_frames: u64,
     /// Frames that were marked instead of dropped because they had waited for too long.
     pub marked_frames: u64,
+    /// Super-frames that lost one segment because they had waited for too long.
+    pub cut_frames: u64,
     /// Frames.
     pub traffic: TrafficCounters,
     /// Why the link is not up, if it was tried.

@@ -63,11 +63,16 @@ struct Options {
 
 impl Options {
     fn key(key: u8) -> Self {
-        Self { key, port: 0, certificate: b"member", offloads: ALL, has_control: false, links: LinkSettings::default() }
+        Self {
+            key,
+            port: 0,
+            certificate: b"member",
+            offloads: TapOffloads::ALL,
+            has_control: false,
+            links: LinkSettings::default(),
+        }
     }
 }
-
-const ALL: TapOffloads = TapOffloads { csum: true, tso: true, uso: true };
 
 /// A runtime for the control side, and the hosts' common view of time.
 struct Lab {
@@ -188,7 +193,7 @@ fn frame(src: u8, dst: u8, payload: &[u8]) -> Vec<u8> {
 const PLAIN: [u8; VNET_BYTES] = [0; VNET_BYTES];
 
 /// A TCP super-frame of IPv4 with `payload` bytes, cut after each `size`, and its header.
-fn super_frame(payload: usize, size: u16) -> (VnetHdr, Vec<u8>) {
+pub(super) fn super_frame(payload: usize, size: u16) -> (VnetHdr, Vec<u8>) {
     let total = u16::try_from(40 + payload).unwrap();
     let mut frame = [[2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 1]].concat();
     frame.extend([0x08, 0x00, 0x45, 0]);

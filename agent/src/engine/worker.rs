@@ -343,6 +343,7 @@ impl Worker {
                 self.lan.remove_port(tick, network);
             }
             Command::SetAddresses(host, addresses) => self.links.set_addresses(tick, host, addresses),
+            Command::LimitLink(host, limits) => self.links.set_limits(tick, host, limits),
             Command::Connect(host) => self.links.connect(tick, host),
             Command::Forget(host) => self.links.forget(tick, host),
             Command::SetCertificate(certificate) => self.links.set_certificate(certificate),

@@ -4,6 +4,7 @@
 //! left to the last hop. All unsafe code about TAPs is here.
 
 use super::{Netdev, NetdevError, bridge_name, sysctl, tap_name};
+use crate::engine::TapOffloads;
 use anyhow::{Context, anyhow};
 use netlink_packet_route::link::LinkAttribute;
 use rtnetlink::{LinkBridgePort, LinkUnspec};
@@ -31,29 +32,21 @@ pub struct Tap {
     pub index: u32,
     /// Reads and writes one frame or super-frame per call, behind [`VNET_BYTES`] bytes of header; never blocks.
     pub fd: OwnedFd,
-    /// What the kernel may leave to the agent.
+    /// What is left to the last hop, of what was asked for.
     pub offloads: TapOffloads,
 }
 
-/// What the kernel hands to the agent unfinished. What the agent hands to the kernel may be unfinished in any case.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct TapOffloads {
-    /// Frames with partial checksums, and TCP super-frames of IPv4 and IPv6.
-    pub tcp: bool,
-    /// UDP super-frames of IPv4 and IPv6 as well (Linux 6.2).
-    pub udp: bool,
-}
-
 impl Netdev {
-    /// Makes the agent's TAP of a network and puts it into the network's bridge.
+    /// Makes the agent's TAP of a network, with as much of `wanted` as the kernel has, and puts it into the network's
+    /// bridge.
     ///
     /// # Errors
     /// If there is no bridge, another process holds the TAP, or a right or the kernel's TAP is missing.
-    pub async fn create_tap(&self, network: NetworkId) -> anyhow::Result<Tap> {
+    pub async fn create_tap(&self, network: NetworkId, wanted: TapOffloads) -> anyhow::Result<Tap> {
         let name = tap_name(network);
         let bridge = self.interface(&bridge_name(network)).await?;
         let fd = open(&name)?;
-        let offloads = enable_offloads(&fd).with_context(|| format!("Can't set up TAP {name}"))?;
+        let offloads = enable_offloads(&fd, wanted).with_context(|| format!("Can't set up TAP {name}"))?;
         sysctl::silence_port(&name);
         let index = self.interface(&name).await?.index;
         let message = LinkUnspec::new_with_index(index)
@@ -115,25 +108,34 @@ fn explain(error: tun::Error, name: &str) -> anyhow::Error {
     }
 }
 
-/// Sets the header's size and byte order, and switches on as much offload as the kernel has.
-///
-/// TCP in both IP versions with its checksums is one set: a guest uses all of it or none. UDP comes second, as older
+/// Sets the header's size and byte order, and switches on as much of `wanted` as the kernel has. UDP goes first, as older
 /// kernels lack it. What is refused once stays off for this TAP.
-fn enable_offloads(fd: &OwnedFd) -> io::Result<TapOffloads> {
+fn enable_offloads(fd: &OwnedFd, wanted: TapOffloads) -> io::Result<TapOffloads> {
     let header_bytes = libc::c_int::try_from(VNET_BYTES).expect("the header is small");
     set_by_pointer(fd, libc::TUNSETVNETHDRSZ, header_bytes)?;
     // Ignored by nobody, needed by big-endian hosts only: the header is little-endian on the wire and here.
     set_by_pointer(fd, libc::TUNSETVNETLE, 1)?;
-    let tcp = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
-    let udp = libc::TUN_F_USO4 | libc::TUN_F_USO6;
-    if set_offload(fd, tcp | udp).is_ok() {
-        return Ok(TapOffloads { tcp: true, udp: true });
-    }
-    if set_offload(fd, tcp).is_ok() {
-        return Ok(TapOffloads { tcp: true, udp: false });
+    for offloads in [wanted, TapOffloads { uso: false, ..wanted }] {
+        if set_offload(fd, flags_of(offloads)).is_ok() {
+            return Ok(offloads);
+        }
     }
     set_offload(fd, 0)?;
-    Ok(TapOffloads::default())
+    Ok(TapOffloads::NONE)
+}
+
+fn flags_of(offloads: TapOffloads) -> libc::c_uint {
+    let TapOffloads { csum, tso4, tso6, uso } = offloads;
+    [
+        (csum, libc::TUN_F_CSUM),
+        (tso4, libc::TUN_F_TSO4),
+        (tso6, libc::TUN_F_TSO6),
+        (tso4 || tso6, libc::TUN_F_TSO_ECN),
+        (uso, libc::TUN_F_USO4 | libc::TUN_F_USO6),
+    ]
+    .into_iter()
+    .filter(|(is_wanted, _)| *is_wanted)
+    .fold(0, |flags, (_, flag)| flags | flag)
 }
 
 fn set_by_pointer(fd: &OwnedFd, request: libc::Ioctl, value: libc::c_int) -> io::Result<()> {

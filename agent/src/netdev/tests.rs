@@ -4,6 +4,7 @@
 mod guard;
 
 use super::*;
+use crate::engine::TapOffloads;
 use crate::netdev::monitor::watch_within;
 use rtnetlink::{LinkUnspec, LinkVeth};
 use std::fs::File;
@@ -109,7 +110,7 @@ fn a_bridge_is_made_once_and_removed_when_unused() {
 
         netdev.handle.link().add(LinkVeth::new("here", "there").build()).execute().await.unwrap();
         netdev.attach(BLUE, "here").await.unwrap();
-        let tap = netdev.create_tap(BLUE).await.unwrap();
+        let tap = netdev.create_tap(BLUE, TapOffloads::ALL).await.unwrap();
         assert_eq!(netdev.interface(&made.name).await.unwrap().mac, made.mac, "keeps its address");
         let kept = netdev.remove_bridge(BLUE, RemoveBridge::IfUnused).await.unwrap();
         assert_eq!(kept, BridgeRemoval::Kept(vec!["here".to_owned()]));
@@ -129,7 +130,7 @@ fn a_bridge_is_made_once_and_removed_when_unused() {
 fn a_bridge_is_plain_and_silent() {
     in_namespace(|netdev| async move {
         netdev.ensure_bridge(BLUE, 1500).await.unwrap();
-        let tap = netdev.create_tap(BLUE).await.unwrap();
+        let tap = netdev.create_tap(BLUE, TapOffloads::ALL).await.unwrap();
         let bridge = netdev.interface("vb-000000b1").await.unwrap();
         assert_eq!(netdev.addresses(bridge.index).await.unwrap(), [] as [std::net::IpAddr; 0]);
         assert_eq!(netdev.addresses(tap.index).await.unwrap(), [] as [std::net::IpAddr; 0]);
@@ -141,12 +142,12 @@ fn a_bridge_is_plain_and_silent() {
 #[test]
 fn a_tap_has_offloads_and_one_holder() {
     in_namespace(|netdev| async move {
-        let missing = netdev.create_tap(BLUE).await.unwrap_err();
+        let missing = netdev.create_tap(BLUE, TapOffloads::ALL).await.unwrap_err();
         assert!(matches!(refusal(&missing), NetdevError::NoInterface { .. }), "{missing}");
 
         netdev.ensure_bridge(BLUE, 9000).await.unwrap();
-        let tap = netdev.create_tap(BLUE).await.unwrap();
-        assert!(tap.offloads.tcp, "every supported kernel has TSO");
+        let tap = netdev.create_tap(BLUE, TapOffloads::ALL).await.unwrap();
+        assert!(tap.offloads.tso4 && tap.offloads.tso6, "every supported kernel has TSO");
         let ports = netdev.ports(BLUE).await.unwrap();
         assert_eq!(ports.len(), 1);
         assert_eq!(
@@ -155,13 +156,13 @@ fn a_tap_has_offloads_and_one_holder() {
         );
         assert_eq!(ports[0].state, InterfaceState::Up);
 
-        let second = netdev.create_tap(BLUE).await.unwrap_err();
+        let second = netdev.create_tap(BLUE, TapOffloads::ALL).await.unwrap_err();
         assert_eq!(refusal(&second), &NetdevError::TapBusy { name: "vt-000000b1".to_owned() });
         drop(tap);
         assert_eq!(netdev.find_interface("vt-000000b1").await.unwrap(), None);
 
         netdev.handle.link().add(LinkVeth::new("vt-000000b1", "there").build()).execute().await.unwrap();
-        let taken = netdev.create_tap(BLUE).await.unwrap_err();
+        let taken = netdev.create_tap(BLUE, TapOffloads::ALL).await.unwrap_err();
         assert!(matches!(refusal(&taken), NetdevError::NameTaken { .. }), "{taken}");
     });
 }
@@ -200,7 +201,7 @@ fn attaching_says_what_is_wrong() {
 fn frames_cross_the_bridge_and_are_learned() {
     in_namespace(|netdev| async move {
         netdev.ensure_bridge(BLUE, 1500).await.unwrap();
-        let tap = netdev.create_tap(BLUE).await.unwrap();
+        let tap = netdev.create_tap(BLUE, TapOffloads::ALL).await.unwrap();
         let guest = guest_port(&netdev, BLUE, "guest0").await;
         send(&guest, GUEST, Mac::BROADCAST);
         send(&tap.fd, OTHER, GUEST);
@@ -234,7 +235,7 @@ fn frames_cross_the_bridge_and_are_learned() {
 fn the_monitor_follows_ports_and_addresses() {
     in_namespace(|netdev| async move {
         netdev.ensure_bridge(BLUE, 1500).await.unwrap();
-        let tap = netdev.create_tap(BLUE).await.unwrap();
+        let tap = netdev.create_tap(BLUE, TapOffloads::ALL).await.unwrap();
         let mut events = watch(netdev.clone()).unwrap();
         let first = until(&mut events, &Event::Synced).await;
         assert!(first.contains(&Event::PortAdded { network: BLUE, interface: tap.name.clone() }), "{first:?}");

@@ -201,12 +201,16 @@ pub struct Link {
     pub batch_packets: u64,
     /// What limits how much is on its way: `none`, `cubic` or `delay`. A flood turns `none` into `cubic` for a while.
     pub congestion: String,
+    /// The most that is sent, in Mbit/s; 0 is no limit.
+    pub rate_mbit: u32,
     /// Frames that came without a part, and were delivered as far as they came.
     pub repaired_frames: u64,
     /// Frames that wait for the link.
     pub queued_frames: u64,
     /// Frames that were marked because they had waited for too long, where their sender understands that.
     pub marked_frames: u64,
+    /// Super-frames that lost one segment because they had waited for too long, so that their flow slows down.
+    pub cut_frames: u64,
     /// Seconds since the link came up.
     pub age_s: f64,
 }

@@ -50,7 +50,11 @@ impl Links {
         standing.peer = Some(peer);
         standing.path = path;
         standing.phase = Phase::Hello;
-        if standing.role == Role::Dialler {
+        let is_dialler = standing.role == Role::Dialler;
+        if let Some(limits) = self.links.get(&peer).and_then(|link| link.limits) {
+            self.order(tick, slot, Order::Limit { slot, limits });
+        }
+        if is_dialler {
             let message = self.hello();
             self.order(tick, slot, Order::Message { slot, message });
         }

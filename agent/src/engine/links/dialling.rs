@@ -26,6 +26,17 @@ impl Links {
         }
     }
 
+    /// What limits the link to `host` from now on.
+    pub(in super::super) fn set_limits(&mut self, tick: Tick, host: HostId, limits: LinkLimits) {
+        if host == self.me {
+            return;
+        }
+        self.link_mut(host).limits = Some(limits);
+        for slot in self.slots_of(host) {
+            self.order(tick, slot, Order::Limit { slot, limits });
+        }
+    }
+
     /// Ends the link to `host` and forgets its addresses and counters.
     pub(in super::super) fn forget(&mut self, tick: Tick, host: HostId) {
         for slot in self.slots_of(host) {
@@ -127,7 +138,7 @@ impl Links {
             Ok((handle, quic)) => {
                 let until = tick.at + SETUP_TIME;
                 self.table.insert(slot, Standing::new(handle, name, Role::Dialler, Some(host), until));
-                self.adopt(tick, slot, Connection::new(quic, route, self.settings));
+                self.adopt(tick, slot, Connection::new(quic, route, self.settings.limits()));
                 if let Some(link) = self.links.get_mut(&host) {
                     link.dialling = Some(slot);
                 }

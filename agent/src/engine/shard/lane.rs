@@ -71,6 +71,7 @@ impl Lane {
         info.repaired_frames += self.repaired;
         info.queued_frames = self.queue.len() as u64;
         info.marked_frames = self.queue.marked();
+        info.cut_frames = self.queue.cut();
         info.traffic.add(&self.traffic);
     }
 }

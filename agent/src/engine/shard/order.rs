@@ -1,5 +1,6 @@
 //! What a shard is told, and what it tells.
 
+use super::super::LinkLimits;
 use super::super::connection::{CloseCode, Connection};
 use super::super::path::Path;
 use super::super::stats::EngineInfo;
@@ -19,6 +20,8 @@ pub(in super::super) enum Order {
     Admit { slot: u16, host: HostId },
     /// The link is up: the connection carries what goes to `host`.
     Serve { slot: u16, host: HostId },
+    /// What limits the connection from now on.
+    Limit { slot: u16, limits: LinkLimits },
     /// Send this on the connection's stream.
     Message { slot: u16, message: Vec<u8> },
     /// Close the connection with a code and a text that the peer logs.

@@ -34,7 +34,7 @@ fn super_frames_pass_whole() {
 fn super_frames_are_cut_for_a_port_without_offload() {
     let lab = lab();
     let a = lab.host(&Options::key(1));
-    let mut b = lab.host(&Options { offloads: TapOffloads::default(), ..Options::key(2) });
+    let mut b = lab.host(&Options { offloads: TapOffloads::NONE, ..Options::key(2) });
     lab.introduce(&a, &b);
     let (header, frame) = super_frame(10_000, 1460);
     a.send(&header.encode(), &frame);
@@ -203,6 +203,23 @@ fn a_window_of_each_kind_carries_frames() {
         }
         assert_eq!(lab.info(&a).links[0].congestion, congestion);
     }
+}
+
+#[test]
+fn a_link_has_settings_of_its_own() {
+    let lab = lab();
+    let (mut a, b) = lab.pair();
+    let limits = |congestion| LinkLimits { congestion, rate_mbit: 0 };
+    lab.runtime.block_on(a.engine.limit_link(b.id, limits(Congestion::Delay))).unwrap();
+    a.send(&PLAIN, &frame(1, 2, b"the first"));
+    lab.expect_up(&mut a, &b);
+    assert_eq!(lab.info(&a).links[0].congestion, Congestion::Delay, "set before there was a connection");
+    let set = |congestion| {
+        lab.runtime.block_on(a.engine.limit_link(b.id, limits(congestion))).unwrap();
+        lab.info(&a).links[0].congestion
+    };
+    assert_eq!(set(Congestion::Cubic), Congestion::Cubic, "while it is up");
+    assert_eq!(set(Congestion::None), Congestion::None);
 }
 
 #[test]

@@ -37,7 +37,7 @@ fn announcement(mac: Mac, ip: Ipv4Addr) -> Vec<u8> {
 fn a_guarded_guest_uses_its_own_addresses_only() {
     in_namespace(|netdev| async move {
         netdev.ensure_bridge(BLUE, 1500).await.unwrap();
-        let agent = netdev.create_tap(BLUE).await.unwrap();
+        let agent = netdev.create_tap(BLUE, TapOffloads::ALL).await.unwrap();
         let guest = guest_port(&netdev, BLUE, "guest0").await;
         let listener = guest_port(&netdev, BLUE, "guest1").await;
         let own = [datagram(GUEST, IP), announcement(GUEST, IP), announcement(GUEST, Ipv4Addr::UNSPECIFIED)];
@@ -112,7 +112,7 @@ fn what_waits_for_a_guest_is_seen_and_taken() {
 fn what_is_for_the_service_station_goes_to_the_agent_only() {
     in_namespace(|netdev| async move {
         netdev.ensure_bridge(BLUE, 1500).await.unwrap();
-        let agent = netdev.create_tap(BLUE).await.unwrap();
+        let agent = netdev.create_tap(BLUE, TapOffloads::ALL).await.unwrap();
         let guest = guest_port(&netdev, BLUE, "guest0").await;
         let listener = guest_port(&netdev, BLUE, "guest1").await;
         netdev.show_service(BLUE).await.unwrap();
