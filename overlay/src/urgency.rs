@@ -14,10 +14,14 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 /// Time over which waits are added up.
 const WINDOW: Duration = Duration::from_millis(50);
 
-/// To be woken beside a packet is a wait as well, but not one that a priority would shorten.
-const WAIT_OF_TURN: Duration = Duration::from_micros(10);
+/// To wait for the one who brings a packet to finish, or for an idle CPU to wake up, is a wait as well, but not one that
+/// a priority would shorten.
+const WAIT_OF_TURN: Duration = Duration::from_micros(50);
 
-/// Waits in one window, beyond [`WAIT_OF_TURN`] for each turn, that make the thread urgent: one part in a hundred.
+/// Such waits between two looks that are let pass: who takes more turns than these is not a thread that nobody needs.
+const WAIT_OF_TURNS_MAX: Duration = Duration::from_micros(500);
+
+/// Waits in one window, beyond those of the turns, that make the thread urgent: one part in a hundred.
 const WAIT_MAX: Duration = Duration::from_micros(500);
 
 /// A thread that uses less of a CPU than one part in so many may try to be an ordinary one again.
@@ -93,7 +97,7 @@ impl Urgency {
         if now.since(self.window_since) >= WINDOW {
             (self.window_since, self.waited) = (now, Duration::ZERO);
         }
-        self.waited += waited.saturating_sub(WAIT_OF_TURN * turns);
+        self.waited += waited.saturating_sub((WAIT_OF_TURN * turns).min(WAIT_OF_TURNS_MAX));
         if self.waited > WAIT_MAX {
             let failed = now.since(self.since) < TRIAL;
             self.calm = if failed { (self.calm * 2).min(CALM_MAX) } else { CALM_MIN };
@@ -143,6 +147,8 @@ mod tests {
             (0..1000).all(|look| !thread.live(500, if look % 10 == 0 { 30 } else { 5 }, 20)),
             "a wait now and then"
         );
+        assert!((0..1000).all(|_| !thread.live(300, 40, 10)), "nor is one whose CPU has to wake up for each packet");
+        assert!((0..100).any(|_| thread.live(300, 100, 10)), "but one that waits for others");
     }
 
     #[test]

@@ -108,7 +108,6 @@ impl Worker {
             let reads = !self.links.is_full();
             self.wait(has_more, reads);
             let tick = self.clock.tick();
-            priority.review(tick);
             self.collect(tick);
             if reads && self.poller.is_readable(SOCKET) {
                 self.read_socket(tick);
@@ -125,6 +124,8 @@ impl Worker {
             self.process_links(tick);
             has_more = self.links.transmit(tick);
             self.events.flush();
+            // When everything is on its way: no packet waits for it.
+            priority.review(tick);
             if !pause.is_zero() && !has_more {
                 std::thread::sleep(pause);
             }

@@ -177,13 +177,14 @@ impl Hand {
                 self.wait(self.timeout());
             }
             let tick = self.clock.tick();
-            priority.review(tick);
             self.take_tasks(tick);
             self.shard.handle_timeouts(tick);
             self.receive(tick);
             self.housekeep(tick);
             has_more = self.shard.transmit(tick);
             self.notes.publish();
+            // When everything is on its way: no packet waits for it.
+            priority.review(tick);
             if is_last {
                 return;
             }
