@@ -1,22 +1,36 @@
-//! How much of what is sent gets lost, lately.
+//! How much of what is sent gets lost, lately, and whether a queue is the reason.
+
+use std::time::Duration;
 
 /// Packets over which one sample counts fully; fewer count in proportion.
-const PACKETS_FULL: f64 = 2_000.0;
+const PACKETS_FULL: f64 = 8_000.0;
 
-/// Loss from which headers of super-frames are sent twice: more than one packet in [`PACKETS_FULL`].
+/// Loss from which it pays to prepare for it: more than one packet in [`PACKETS_FULL`].
 const LOSSY: f64 = 1.2 / PACKETS_FULL;
 
-/// A moving average of lost packets.
+/// The shortest round trip that is remembered grows by one part in so many with each sample, so that a longer path is
+/// taken for what it is after a minute.
+const BASE_GROWTH: u32 = 64;
+
+/// A round trip above the shortest by a quarter and this much is one with a queue in it.
+const QUEUE_MIN: Duration = Duration::from_millis(1);
+
+/// Moving averages of a path.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct LossMeter {
     sent: u64,
     lost: u64,
     ratio: f64,
+    round_trip: Duration,
+    shortest: Option<Duration>,
 }
 
 impl LossMeter {
-    /// Takes a connection's counters, which only grow.
-    pub fn sample(&mut self, sent: u64, lost: u64) {
+    /// Takes a connection's counters, which only grow, and its round trip now.
+    pub fn sample(&mut self, sent: u64, lost: u64, round_trip: Duration) {
+        self.round_trip = round_trip;
+        let shortest = self.shortest.map_or(round_trip, |shortest| shortest + shortest / BASE_GROWTH);
+        self.shortest = Some(shortest.min(round_trip));
         let (new_sent, new_lost) = (sent.saturating_sub(self.sent), lost.saturating_sub(self.lost));
         (self.sent, self.lost) = (sent, lost);
         if new_sent == 0 {
@@ -36,11 +50,19 @@ impl LossMeter {
     pub fn is_lossy(&self) -> bool {
         self.ratio >= LOSSY
     }
+
+    /// Whether packets get lost though no queue is full: then more packets do no harm.
+    pub fn is_random(&self) -> bool {
+        let shortest = self.shortest.unwrap_or_default();
+        self.is_lossy() && self.round_trip <= shortest + shortest / 4 + QUEUE_MIN
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const RTT: Duration = Duration::from_millis(10);
 
     #[test]
     fn the_ratio_follows_the_path() {
@@ -50,23 +72,39 @@ mod tests {
             for _ in 0..samples {
                 sent += 1000;
                 lost += of_hundred * 10;
-                meter.sample(sent, lost);
+                meter.sample(sent, lost, RTT);
             }
         };
         pass(&mut meter, 0, 10);
         assert!(!meter.is_lossy());
-        pass(&mut meter, 2, 10);
+        pass(&mut meter, 2, 40);
         assert!(meter.is_lossy() && (0.019..0.021).contains(&meter.ratio()), "{meter:?}");
-        pass(&mut meter, 0, 20);
+        pass(&mut meter, 0, 60);
         assert!(!meter.is_lossy());
     }
 
     #[test]
     fn one_loss_of_a_quiet_path_is_not_much() {
         let mut meter = LossMeter::default();
-        meter.sample(10, 1);
+        meter.sample(10, 1, RTT);
         assert!(!meter.is_lossy() && meter.ratio() > 0.0, "{meter:?}");
-        meter.sample(10, 1);
+        meter.sample(10, 1, RTT);
         assert!(meter.ratio() > 0.0);
+    }
+
+    #[test]
+    fn loss_in_a_full_queue_is_not_random() {
+        let mut meter = LossMeter::default();
+        meter.sample(10_000, 100, RTT);
+        assert!(meter.is_random());
+        meter.sample(20_000, 200, RTT * 2);
+        assert!(meter.is_lossy() && !meter.is_random());
+        meter.sample(30_000, 300, RTT + QUEUE_MIN);
+        assert!(meter.is_random());
+        // The way of the packets has become longer.
+        for sample in 4..200u64 {
+            meter.sample(sample * 10_000, sample * 100, RTT * 3);
+        }
+        assert!(meter.is_random());
     }
 }

@@ -31,6 +31,10 @@ const SENDS_PER_TURN: usize = 4;
 /// of small packets should fill a send of the socket.
 const COMMITTED_BYTES_MAX: usize = 48 << 10;
 
+/// Ends of packets that are sent twice where packets get lost by chance. With headers, the end of a super-frame of up to
+/// twenty full segments is smaller.
+const REPEATED_BYTES_MAX: usize = 512;
+
 /// How far a connection is, as QUIC sees it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Stage {
@@ -179,7 +183,7 @@ impl Connection {
     /// Notes how much the path loses. True when that has just opened the breaker.
     pub(super) fn sample_loss(&mut self, tick: Tick) -> bool {
         let path = self.quic.stats().path;
-        self.loss.sample(path.sent_packets, path.lost_packets);
+        self.loss.sample(path.sent_packets, path.lost_packets, path.rtt);
         let is_open = self.breaker.sample(tick.now.mono, path.sent_packets, path.lost_packets);
         let was_open = self.rule.open_breaker(is_open);
         is_open && !was_open
@@ -286,7 +290,8 @@ impl Connection {
         let mut datagrams = self.quic.datagrams();
         // It was opened with the size that QUIC allows in this turn. Should discovery have found a black hole since,
         // the datagram is lost like any other that was too large.
-        self.packer.flush(&mut |datagram| drop(datagrams.send(datagram, false)));
+        let repeated = if self.loss.is_random() { REPEATED_BYTES_MAX } else { 0 };
+        self.packer.flush_and_repeat(repeated, &mut |datagram| drop(datagrams.send(datagram, false)));
     }
 
     /// Adds what is known of this connection to the figures of its link.

@@ -2,6 +2,7 @@
 
 use super::{CHUNK_HEADER_BYTES, ChunkHeader, SHORT_BYTES_MAX};
 use bytes::{BufMut, Bytes, BytesMut};
+use std::ops::Range;
 
 /// Bytes that are allocated at once for datagrams: a super-frame with its headers, so that the allocator is asked
 /// about once per super-frame.
@@ -15,6 +16,8 @@ const PAYLOAD_BYTES_MIN: usize = 32;
 pub struct Packer {
     /// The datagram that is being filled, with the slab's free room behind it.
     open: BytesMut,
+    /// Where in it the end of a packet stands that began in an earlier datagram.
+    tail: Range<usize>,
     next_id: u16,
 }
 
@@ -29,20 +32,25 @@ impl Packer {
         let total = head.len() + body.len();
         let id = self.next_id;
         self.next_id = self.next_id.wrapping_add(1);
-        let (mut offset, mut chunks) = (0, 0);
+        let (mut offset, mut chunks, mut tail) = (0, 0, 0);
         while offset < total {
             let room = self.reserve(size, PAYLOAD_BYTES_MIN.min(total - offset), out);
             let len = room.min(total - offset);
+            tail = self.open.len();
             self.open.put_slice(&ChunkHeader { id, offset, total, short: 0 }.encode());
             put_range(&mut self.open, head, body, offset, len);
             offset += len;
             chunks += 1;
+        }
+        if chunks > 1 {
+            self.tail = tail..self.open.len();
         }
         let guarded = guarded.next_multiple_of(2);
         if chunks > 1 && (2..=SHORT_BYTES_MAX.min(total)).contains(&guarded) {
             self.reserve(size, guarded, out);
             self.open.put_slice(&ChunkHeader { id, offset: 0, total, short: guarded }.encode());
             put_range(&mut self.open, head, body, 0, guarded);
+            self.tail.end = self.open.len();
         }
     }
 
@@ -61,9 +69,21 @@ impl Packer {
 
     /// Hands the open datagram to `out`.
     pub fn flush(&mut self, out: &mut impl FnMut(Bytes)) {
-        if !self.open.is_empty() {
-            out(self.open.split().freeze());
+        self.flush_and_repeat(0, out);
+    }
+
+    /// As [`Packer::flush`]. If the end of a packet that began in an earlier datagram stands in it, and has `repeated`
+    /// bytes at most, that is handed out once more: a small datagram gets lost as easily as a large one, and a packet
+    /// that needs both twice as often as one that needs one.
+    pub fn flush_and_repeat(&mut self, repeated: usize, out: &mut impl FnMut(Bytes)) {
+        let tail = std::mem::take(&mut self.tail);
+        if self.open.is_empty() {
+            return;
         }
+        let datagram = self.open.split().freeze();
+        let again = (1..=repeated).contains(&tail.len()).then(|| datagram.slice(tail));
+        out(datagram);
+        again.map(out);
     }
 }
 

@@ -117,6 +117,30 @@ proptest! {
 }
 
 #[test]
+fn the_end_of_a_packet_is_repeated_and_no_other_packet() {
+    let (large, small) = (vec![1; 1540], vec![2; 90]);
+    let mut packer = Packer::default();
+    let mut datagrams = Vec::new();
+    for packet in [&large, &small] {
+        packer.push(1434, 0, &packet[..18], &packet[18..], &mut |datagram| datagrams.push(datagram));
+    }
+    packer.flush_and_repeat(512, &mut |datagram| datagrams.push(datagram));
+    assert_eq!(datagrams.iter().map(Bytes::len).collect::<Vec<_>>(), [1434, 122 + 98, 122]);
+    let (all, mut reassembler) = unpack(&datagrams);
+    assert_eq!(all, [large.clone(), small.clone()]);
+    assert_eq!(reassembler.take_losses(), Losses::default());
+    let (without_second, _) = unpack([&datagrams[0], &datagrams[2]]);
+    assert_eq!(without_second, [large], "the small packet was in the one that got lost");
+    // What fits into one datagram, and what is too large, goes once.
+    for (bytes, count) in [(900, 1), (2400, 2)] {
+        let mut count_left = count;
+        packer.push(1434, 0, &[], &vec![3; bytes], &mut |_| count_left -= 1);
+        packer.flush_and_repeat(512, &mut |_| count_left -= 1);
+        assert_eq!(count_left, 0, "{bytes}");
+    }
+}
+
+#[test]
 fn lost_frames_are_counted_once_nothing_more_will_come() {
     let datagrams = pack(1200, &[vec![1; 5000]]);
     let (out, mut reassembler) = unpack(&datagrams[1..]);
