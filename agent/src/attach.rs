@@ -1,7 +1,7 @@
 //! Consoles and displays of VMs for users of any host, also while the VM moves.
 //!
 //! Whoever looks is served by his own host ([`Attachments`]), which has one stream to the VM's host ([`serve`]). When
-//! that stream ends, his host finds the VM again ([`way`]) and goes on there: a console where it was, a display by
+//! that stream ends, his host finds the VM again (`way`) and goes on there: a console where it was, a display by
 //! another handshake that the viewer does not see.
 
 mod console;

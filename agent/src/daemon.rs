@@ -108,43 +108,43 @@ async fn serve(source: &Source, config: Config, log: &LogHandle) -> anyhow::Resu
     let sockets = Sockets { core: handle.clone(), netdev: netdev.clone(), devices: devices.clone() };
     let image_source = image_source(&handle, &streams, &images, &events);
     let vms = open_vms(&state, (sockets, streams.clone()), &image_source, clock, &discs, &facts).await?;
-    let (core, kept, told, others) = (handle.clone(), images.clone(), events.clone(), streams.clone());
     let migrations = Migrations::start(vms.clone(), streams.clone(), engine.clone())?;
     tokio::spawn(attach::serve(vms.clone(), streams.serve(ATTACH)));
     let attachments = Attachments { me: discs.me, core: handle.clone(), streams: streams.clone(), vms: vms.clone() };
-    let agent = Agent {
-        core,
+    let agent = Arc::new(Agent {
+        core: handle.clone(),
         engine,
         netdev,
-        images: kept,
+        images,
         image_source,
-        events: told,
+        events: events.clone(),
         devices,
         vms,
         discs,
         attachments,
         migrations,
-        streams,
-    };
+        streams: streams.clone(),
+    });
     let (config_changes, current) = watch::channel(Arc::new(config));
-    let agent = Arc::new(agent);
     let api = Api { backend: agent.clone(), events: events.clone(), config: current };
-    let api = serve_api(socket, api, others, stopped);
-    if founded {
-        print_ticket(&handle).await?;
-    }
-    events.emit(EventKind::AgentStarted { version: env!("CARGO_PKG_VERSION").into() });
+    let api = serve_api(socket, api, streams, stopped);
+    say_hello(&handle, &events, founded).await?;
     let reload = async || reload(source, &config_changes, log, &handle, &events).await;
     until_stopped(&mut signals, &mut running, reload).await?;
     let config = config_changes.borrow().clone();
-    if config.drain_on_stop {
-        let time = Duration::from_secs(config.drain_time_s.into());
-        drain(&agent, &mut signals, &mut running, time).await?;
-    }
-    images.close();
+    drain(&agent, &config, &mut signals, &mut running).await?;
+    agent.images.close();
     stop.send_replace(true);
     running.await.context("The control plane broke off")??;
-    api.await.context("The control API broke off")??;
+    api.await.context("The control API broke off")?
+}
+
+/// Tells that the agent is there, and how others join the swarm if it has founded one.
+async fn say_hello(handle: &crate::core::Handle, events: &EventLog, founded: bool) -> anyhow::Result<()> {
+    if founded {
+        print_ticket(handle).await?;
+    }
+    events.emit(EventKind::AgentStarted { version: env!("CARGO_PKG_VERSION").into() });
     Ok(())
 }
 
@@ -183,13 +183,17 @@ async fn until_stopped(
     Ok(())
 }
 
-/// Moves VMs away, until all have moved that can, or a second signal or the time ends it.
+/// Moves VMs away if the owner wants that, until all have moved that can, or a second signal or the time ends it.
 async fn drain(
     agent: &Agent,
+    config: &Config,
     signals: &mut Signals,
     running: &mut JoinHandle<anyhow::Result<()>>,
-    time: Duration,
 ) -> anyhow::Result<()> {
+    if !config.drain_on_stop {
+        return Ok(());
+    }
+    let time = Duration::from_secs(config.drain_time_s.into());
     // The service manager would end the agent before.
     let extension = u32::try_from((time + DRAIN_TIME_SLACK).as_micros()).unwrap_or(u32::MAX);
     notify(&[sd_notify::NotifyState::ExtendTimeoutUsec(extension)]);

@@ -5,9 +5,9 @@
 //!  port (TAP) -> vnet header settled -> Switch::ingress -> link -> chunks -> QUIC datagrams -> UDP (GSO)
 //!  UDP (GRO) -> demux -> QUIC -> chunks -> Switch::egress -> vnet header rebuilt -> port (TAP)
 //! ```
-//! What lies between switch and UDP on either way is a [`shard`]. The switch decides, the engine does. The control plane shares the socket through a [`ControlPort`] and speaks to the
-//! engine through an [`EngineHandle`]; it is never waited for. Nothing in here knows libp2p's swarm, bridges or the
-//! API.
+//! What lies between switch and UDP on either way is a `shard`. The switch decides, the engine does. The control
+//! plane shares the socket through a [`ControlPort`] and speaks to the engine through an [`EngineHandle`]; it is never
+//! waited for. Nothing in here knows libp2p's swarm, bridges or the API.
 
 mod cid;
 mod clock;

@@ -21,6 +21,7 @@
 
 mod answer;
 mod claiming;
+mod departing;
 mod forwarding;
 mod hold;
 mod migrating;

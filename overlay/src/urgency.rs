@@ -14,8 +14,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 /// Time over which waits are added up.
 const WINDOW: Duration = Duration::from_millis(50);
 
-/// To wait for the one who brings a packet to finish, or for an idle CPU to wake up, is a wait as well, but not one that
-/// a priority would shorten.
+/// To wait for the one who brings a packet to finish, or for an idle CPU to wake up, is a wait as well, but not one
+/// that a priority would shorten.
 const WAIT_OF_TURN: Duration = Duration::from_micros(50);
 
 /// Such waits between two looks that are let pass: who takes more turns than these is not a thread that nobody needs.

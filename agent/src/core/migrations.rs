@@ -165,7 +165,9 @@ impl Agent {
         tokio::select! {
             moved = &mut moving => moved,
             () = told_to(&mut stop) => {
-                if let Err(error) = self.cancel_move(name).await {
+                // What has not begun ends with the future that would begin it.
+                let vm = self.moving(&name).map_err(|_| ApiError::conflict("The agent stops"))?;
+                if let Err(error) = self.migrations.cancel(vm).await {
                     tracing::debug!("A VM leaves until the end: {error}");
                 }
                 let settled = tokio::time::timeout(SETTLE_TIME_MAX, moving).await;

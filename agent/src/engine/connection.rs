@@ -31,8 +31,8 @@ const SENDS_PER_TURN: usize = 4;
 /// of small packets should fill a send of the socket.
 const COMMITTED_BYTES_MAX: usize = 48 << 10;
 
-/// Ends of packets that are sent twice where packets get lost by chance. With headers, the end of a super-frame of up to
-/// twenty full segments is smaller.
+/// Ends of packets that are sent twice where packets get lost by chance. With headers, the end of a super-frame of up
+/// to twenty full segments is smaller.
 const REPEATED_BYTES_MAX: usize = 512;
 
 /// How far a connection is, as QUIC sees it.

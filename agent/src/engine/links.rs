@@ -220,8 +220,8 @@ impl Links {
         }
     }
 
-    /// Looks after every connection at home that something happened to, and hands the packets that arrived to `deliver`.
-    /// Crews see what there is for them.
+    /// Looks after every connection at home that something happened to, and hands the packets that arrived to
+    /// `deliver`. Crews see what there is for them.
     pub(super) fn process(&mut self, tick: Tick, mut deliver: impl FnMut(HostId, &mut TrafficCounters, &[u8])) {
         self.home.look_after();
         self.take_reports(tick);

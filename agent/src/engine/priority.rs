@@ -1,5 +1,5 @@
-//! The priority of a thread of the engine: real-time where it would wait for a CPU otherwise, which is where latency under
-//! load comes from; ordinary where it would not, because then it is woken beside the packet. [`Urgency`] decides.
+//! The priority of a thread of the engine: real-time where it would wait for a CPU otherwise, which is where latency
+//! under load comes from; ordinary where it would not, because then it is woken beside the packet. [`Urgency`] decides.
 
 use super::clock::Tick;
 use std::fs::File;

@@ -108,8 +108,8 @@ fn explain(error: tun::Error, name: &str) -> anyhow::Error {
     }
 }
 
-/// Sets the header's size and byte order, and switches on as much of `wanted` as the kernel has. UDP goes first, as older
-/// kernels lack it. What is refused once stays off for this TAP.
+/// Sets the header's size and byte order, and switches on as much of `wanted` as the kernel has. UDP goes first, as
+/// older kernels lack it. What is refused once stays off for this TAP.
 fn enable_offloads(fd: &OwnedFd, wanted: TapOffloads) -> io::Result<TapOffloads> {
     let header_bytes = libc::c_int::try_from(VNET_BYTES).expect("the header is small");
     set_by_pointer(fd, libc::TUNSETVNETHDRSZ, header_bytes)?;

@@ -220,7 +220,8 @@ impl Shared {
         self.changes.send_modify(|count| *count = count.wrapping_add(1));
     }
 
-    /// Reads what the guest wrote, also what the runtime has not noticed yet; false if there is nothing now or any more.
+    /// Reads what the guest wrote, also what the runtime has not noticed yet; false if there is nothing now or any
+    /// more.
     fn read(&self, state: &mut State) -> bool {
         let mut buffer = [0; PIECE_BYTES];
         match (&*SockRef::from(&self.stream)).read(&mut buffer) {

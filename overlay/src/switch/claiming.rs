@@ -1,21 +1,17 @@
 //! How this host comes to claim an address, gives it away, and believes the claims of others.
 
-use super::hold::Held;
 use super::segment::{Binding, PortId, State};
 use super::{Switch, SwitchEffect, SwitchEvent, Upward, answer};
 use crate::claims::{Claim, Ground, Verdict};
-use crate::drop_reason::DropReason;
 use crate::ids::{Epoch, HostId, Mac, NetworkId};
 use crate::limits::{
     ASK_INTERVAL, CLAIM_IPS_MAX, CLAIMS_PER_NETWORK_MAX, CONFLICT_INTERVAL, HOLD_TIME_MAX, LEAVING_TIME,
-    LOCAL_CLAIMS_MAX, LOCAL_IDLE_TIME, MESSAGE_CLAIMS_MAX, PROBE_TIME, REFUSED_TIME, RELEASE_BYTES, RELEASE_FRAMES,
-    RELEASE_INTERVAL,
+    LOCAL_CLAIMS_MAX, LOCAL_IDLE_TIME, MESSAGE_CLAIMS_MAX, PROBE_TIME, REFUSED_TIME,
 };
 use crate::time::Instant;
 use crate::wire::announce::Announcement;
 use crate::wire::codec::CodecError;
 use crate::wire::ethernet::EthernetView;
-use crate::wire::frame::{Flags, FrameHeader};
 use crate::wire::message::Message;
 use std::net::IpAddr;
 
@@ -30,42 +26,6 @@ impl Switch {
         }
         if self.see(now, network, mac, port) {
             self.add_addresses(network, mac, ips, None);
-        }
-    }
-
-    /// `port` has left the bridge of `network`: what was behind it has departed.
-    pub fn handle_port_gone(&mut self, now: Instant, network: NetworkId, port: PortId) {
-        for mac in self.local_macs(network, |state| state.port() == Some(port)) {
-            self.depart(now, network, mac);
-        }
-    }
-
-    /// `mac` is about to leave this host, or has left it: frames for it wait for the host that will ask.
-    pub fn depart(&mut self, now: Instant, network: NetworkId, mac: Mac) {
-        let Some(binding) = self.binding(network, mac) else { return };
-        match binding.state {
-            State::Local { .. } => {
-                binding.state = State::departed(now);
-                self.set_deadline_in(now, network, mac, HOLD_TIME_MAX);
-            }
-            State::Probed { asker, .. } => self.grant(now, network, mac, asker),
-            State::Wanted { .. } | State::Refused => {
-                binding.state = State::Remote;
-                self.set_deadline(network, mac, None);
-            }
-            State::Departed { .. } | State::Remote => {}
-        }
-    }
-
-    /// The guest behind `mac` has ended and moves nowhere: its address is free as soon as what it had sent is through.
-    pub fn retire(&mut self, now: Instant, network: NetworkId, mac: Mac) {
-        self.depart(now, network, mac);
-        let end = now + LEAVING_TIME;
-        let Some(binding) = self.binding(network, mac) else { return };
-        if let State::Departed { until, .. } = &mut binding.state {
-            *until = end.min(*until);
-            self.drop_held(network, mac);
-            self.set_deadline(network, mac, Some(end));
         }
     }
 
@@ -596,83 +556,6 @@ impl Switch {
             State::Wanted { .. } => self.ask(now, network, mac),
             State::Refused => binding.state = State::Remote,
             State::Remote => {}
-        }
-    }
-
-    /// Gives an address up that nobody asked for.
-    fn withdraw(&mut self, network: NetworkId, mac: Mac) {
-        let Some(binding) = self.binding(network, mac) else { return };
-        let epoch = binding.claim.epoch;
-        let holder = self.me;
-        let linked: Vec<HostId> = self
-            .segments
-            .get(&network)
-            .map(|segment| segment.participants.iter().copied().filter(|host| self.is_up(*host)).collect())
-            .unwrap_or_default();
-        for to in linked {
-            self.send(to, &Message::Release { network, mac, epoch });
-        }
-        self.forget(network, mac);
-        self.event(SwitchEvent::Released { network, mac, holder });
-        self.effects.push_back(SwitchEffect::Upward(Upward::Withdraw { network, mac }));
-    }
-
-    fn forget(&mut self, network: NetworkId, mac: Mac) {
-        self.drop_held(network, mac);
-        self.set_deadline(network, mac, None);
-        let Some(segment) = self.segments.get_mut(&network) else { return };
-        let Some(binding) = segment.bindings.remove(&mac) else { return };
-        segment.local_count -= usize::from(binding.state.is_ours());
-        for ip in &binding.claim.ips {
-            if segment.ips.get(ip) == Some(&mac) {
-                segment.ips.remove(ip);
-            }
-        }
-    }
-
-    /// The address has arrived: what waited for it follows, in order.
-    pub(super) fn release_held(&mut self, now: Instant, network: NetworkId, mac: Mac) {
-        self.releasing.insert((network, mac));
-        self.release_slice(now, network, mac);
-    }
-
-    /// Lets some of the frames go that waited for an address. Later ones queue behind them until none is left.
-    pub(super) fn release_slice(&mut self, now: Instant, network: NetworkId, mac: Mac) {
-        let (mut frames, mut bytes) = (0, 0);
-        while frames < RELEASE_FRAMES && bytes < RELEASE_BYTES {
-            let binding = self.segments.get_mut(&network).and_then(|segment| segment.bindings.get_mut(&mac));
-            // It may have departed again.
-            let arrived = binding.filter(|binding| !matches!(binding.state, State::Departed { .. }));
-            let next =
-                arrived.and_then(|b| Some((b.held.pop(&mut self.hold_budget)?, b.claim.holder, b.state.is_ours())));
-            let Some((Held { header, packet }, to, is_ours)) = next else {
-                self.releasing.remove(&(network, mac));
-                return;
-            };
-            frames += 1;
-            bytes += packet.len();
-            match header.hops.checked_sub(1) {
-                _ if is_ours => self.effects.push_back(SwitchEffect::Deliver { network, packet }),
-                Some(hops) => {
-                    let flags = header.flags.with(Flags::FORWARDED);
-                    let header = FrameHeader { hops, flags, ..header };
-                    self.effects.push_back(SwitchEffect::Transmit { to, header, packet });
-                    if let Some(binding) = self.binding(network, mac) {
-                        binding.counts.forwarded += 1;
-                    }
-                }
-                None => self.drops.count(DropReason::HopLimit),
-            }
-        }
-        self.release_at.get_or_insert(now + RELEASE_INTERVAL);
-    }
-
-    fn drop_held(&mut self, network: NetworkId, mac: Mac) {
-        let budget = &mut self.hold_budget;
-        let Some(binding) = self.segments.get_mut(&network).and_then(|s| s.bindings.get_mut(&mac)) else { return };
-        for _ in binding.held.take(budget) {
-            binding.counts.lost += 1;
-            self.drops.count(DropReason::HoldOverflow);
         }
     }
 

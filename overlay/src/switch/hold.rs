@@ -1,7 +1,12 @@
 //! Frames that wait for an address which is between two hosts. Bounded by bytes, for each address and for the host.
 
-use crate::limits::{HOLD_BYTES_MAX, HOLD_TOTAL_BYTES_MAX};
-use crate::wire::frame::FrameHeader;
+use super::segment::State;
+use super::{Switch, SwitchEffect};
+use crate::drop_reason::DropReason;
+use crate::ids::{Mac, NetworkId};
+use crate::limits::{HOLD_BYTES_MAX, HOLD_TOTAL_BYTES_MAX, RELEASE_BYTES, RELEASE_FRAMES, RELEASE_INTERVAL};
+use crate::time::Instant;
+use crate::wire::frame::{Flags, FrameHeader};
 use std::collections::VecDeque;
 
 /// A packet (virtio-net header and frame) that waits, with the header it came or would go with.
@@ -64,6 +69,54 @@ impl HeldFrames {
         budget.bytes -= self.bytes;
         self.bytes = 0;
         std::mem::take(&mut self.queue)
+    }
+}
+
+impl Switch {
+    /// The address has arrived: what waited for it follows, in order.
+    pub(super) fn release_held(&mut self, now: Instant, network: NetworkId, mac: Mac) {
+        self.releasing.insert((network, mac));
+        self.release_slice(now, network, mac);
+    }
+
+    /// Lets some of the frames go that waited for an address. Later ones queue behind them until none is left.
+    pub(super) fn release_slice(&mut self, now: Instant, network: NetworkId, mac: Mac) {
+        let (mut frames, mut bytes) = (0, 0);
+        while frames < RELEASE_FRAMES && bytes < RELEASE_BYTES {
+            let binding = self.segments.get_mut(&network).and_then(|segment| segment.bindings.get_mut(&mac));
+            // It may have departed again.
+            let arrived = binding.filter(|binding| !matches!(binding.state, State::Departed { .. }));
+            let next =
+                arrived.and_then(|b| Some((b.held.pop(&mut self.hold_budget)?, b.claim.holder, b.state.is_ours())));
+            let Some((Held { header, packet }, to, is_ours)) = next else {
+                self.releasing.remove(&(network, mac));
+                return;
+            };
+            frames += 1;
+            bytes += packet.len();
+            match header.hops.checked_sub(1) {
+                _ if is_ours => self.effects.push_back(SwitchEffect::Deliver { network, packet }),
+                Some(hops) => {
+                    let flags = header.flags.with(Flags::FORWARDED);
+                    let header = FrameHeader { hops, flags, ..header };
+                    self.effects.push_back(SwitchEffect::Transmit { to, header, packet });
+                    if let Some(binding) = self.binding(network, mac) {
+                        binding.counts.forwarded += 1;
+                    }
+                }
+                None => self.drops.count(DropReason::HopLimit),
+            }
+        }
+        self.release_at.get_or_insert(now + RELEASE_INTERVAL);
+    }
+
+    pub(super) fn drop_held(&mut self, network: NetworkId, mac: Mac) {
+        let budget = &mut self.hold_budget;
+        let Some(binding) = self.segments.get_mut(&network).and_then(|s| s.bindings.get_mut(&mac)) else { return };
+        for _ in binding.held.take(budget) {
+            binding.counts.lost += 1;
+            self.drops.count(DropReason::HoldOverflow);
+        }
     }
 }
 

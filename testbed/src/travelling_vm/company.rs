@@ -19,8 +19,8 @@ use crate::traffic::questions::{Answers, Questions};
 use crate::traffic::transfer::{Transfer, TransferReport};
 use crate::wait;
 
-/// Echoes, a TCP transfer, a session by ssh that counts, a multicast stream that the VM answers, questions for its name,
-/// and what it writes to its disk.
+/// Echoes, a TCP transfer, a session by ssh that counts, a multicast stream that the VM answers, questions for its
+/// name, and what it writes to its disk.
 pub(crate) struct Company {
     echoes: Echoes,
     transfer: Transfer,
@@ -160,8 +160,8 @@ fn compare_disk(lab: &Lab, vm: &TravellingVm) -> Result<u64> {
     Ok(blocks * (64 << 10))
 }
 
-/// What every host is a member of: the guest has no program that would join another group. A sender of echoes to it is a
-/// stream whose every datagram the guest confirms.
+/// What every host is a member of: the guest has no program that would join another group. A sender of echoes to it is
+/// a stream whose every datagram the guest confirms.
 const ALL_HOSTS: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 1);
 const GROUP_INTERVAL: Duration = Duration::from_millis(20);
 /// Who answers in the network for all names.

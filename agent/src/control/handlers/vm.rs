@@ -185,8 +185,8 @@ pub(in crate::control) async fn history(State(api): State<Api>, Named(name): Nam
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], history).into_response())
 }
 
-/// A VM's serial console, both ways, after an upgrade of the connection to `virtuoso-console`. It stays open while the VM
-/// moves.
+/// A VM's serial console, both ways, after an upgrade of the connection to `virtuoso-console`. It stays open while the
+/// VM moves.
 #[utoipa::path(post, path = "/v1/vms/{name}/console", operation_id = "vm_console",
     params(("name" = String, Path, description = "The VM")),
     responses((status = 101), (status = "default", body = ApiError)))]

@@ -5,9 +5,9 @@
 //!   frames, packets of connections, orders ->  Shard: queues, QUIC, UDP sends, timers
 //!   ports, switch, endpoint                <-  packets that arrived, reports
 //! ```
-//! Neither waits for the other. If one is behind, the other takes nothing more in: the engine's thread leaves frames and
-//! packets in the kernel's queues, the crew leaves them in the mailbox. The engine's thread always takes what a crew
-//! has, so they can't wait for each other.
+//! Neither waits for the other. If one is behind, the other takes nothing more in: the engine's thread leaves frames
+//! and packets in the kernel's queues, the crew leaves them in the mailbox. The engine's thread always takes what a
+//! crew has, so they can't wait for each other.
 
 use super::mailbox::{Batch, Reader, Writer, mailbox};
 use super::{Order, Report, Shard};

@@ -1,5 +1,5 @@
-//! The way from one thread to another: batches of items, with the bytes that belong to them. Writer and reader meet once
-//! for each batch, not for each item, and a batch's memory is used again.
+//! The way from one thread to another: batches of items, with the bytes that belong to them. Writer and reader meet
+//! once for each batch, not for each item, and a batch's memory is used again.
 //!
 //! The reader is woken only if it rests. How much waits is bounded by the writer, which asks [`Writer::is_full`] before
 //! it takes more in, and is woken when there is room again. What must not be lost goes in all the same: it is little.
