@@ -29,6 +29,7 @@ mod root_image;
 mod sandbox;
 mod scenario;
 mod site;
+mod small_disk;
 mod sys;
 mod terminal;
 mod test_guest;

@@ -10,11 +10,11 @@ use serde_json::Value;
 
 use super::{SLOW, Scenario};
 use crate::command;
-use crate::console;
 use crate::host::{Host, Start};
 use crate::lab::{self, JOIN_TIME_MAX, Lab};
 use crate::root_image::write_random;
 use crate::sandbox;
+use crate::small_disk::SmallDisk;
 use crate::wait;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -115,27 +115,6 @@ fn image() -> Result<PathBuf> {
     let path = sandbox::fresh_dir("image")?.join("big.raw");
     write_random(&path, IMAGE_MIB, 1)?;
     Ok(path)
-}
-
-/// A file system that is soon full. The next lab needs its place.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn mount(directory: &Path, mib: u64) -> Result<Self> {
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs"]).arg(directory);
-        command::run(&mut mount)?;
-        Ok(Self(directory.to_owned()))
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // Lazily: an agent may have files open there until its lab is taken down.
-        if let Err(error) = command::run(Command::new("umount").arg("--lazy").arg(&self.0)) {
-            console::complain(format!("{error:#}"));
-        }
-    }
 }
 
 fn kill_and_return(lab: &mut Lab, name: &str) -> Result<()> {

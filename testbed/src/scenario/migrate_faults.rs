@@ -14,6 +14,7 @@ use crate::command;
 use crate::host::Start;
 use crate::interrupt;
 use crate::lab::{self, JOIN_TIME_MAX, Lab};
+use crate::small_disk::SmallDisk;
 use crate::sys;
 use crate::travelling_vm::{BOOT_TIME_MAX, TravellingVm};
 use crate::wait;
@@ -50,7 +51,9 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 ];
 
 fn refused(lab: &mut Lab) -> Result<()> {
-    small_disk(lab, "beta")?;
+    let state_dir = lab.host("beta")?.state_dir().to_owned();
+    fs::create_dir_all(&state_dir)?;
+    let _disk = SmallDisk::mount(&state_dir, 96)?;
     start_with(lab, "gamma", "[limits]\nmemory = \"64MiB\"\n")?;
     let vm = Witness::start(lab)?;
     for (to, code, part) in [("alpha", 1, "already"), ("nowhere", 4, "no host"), ("gamma", 1, "memory")] {
@@ -83,7 +86,10 @@ fn refused(lab: &mut Lab) -> Result<()> {
     moving.expect_stay("")?;
     vm.expect_at(lab, "alpha").context("After the target's disk was full")?;
     fs::remove_file(&filler)?;
-    moves_to(lab, &vm, "beta")
+    moves_to(lab, &vm, "beta")?;
+    // Nothing may run on a disk that goes away now.
+    lab.host("gamma")?.json(&["vm", "delete", "one", "--force"])?;
+    lab.host_mut("beta")?.terminate().map(drop)
 }
 
 fn crash(lab: &mut Lab) -> Result<()> {
@@ -91,6 +97,8 @@ fn crash(lab: &mut Lab) -> Result<()> {
     let vm = Witness::start(lab)?;
     // A host that is back at once is heard before it has read who it is.
     lab.expect_anywhere("not a member of a swarm yet");
+    // One that is killed while it ends the copy that it gave away finds that copy's QEMU on its way out.
+    lab.expect_anywhere("Can't take over the copy of a VM");
     for (phase, victim) in [("disk", "beta"), ("memory", "beta"), ("memory", "alpha")] {
         let moving = Moving::start(lab, SLOWLY)?;
         moving.await_phase(phase)?;
@@ -325,14 +333,6 @@ fn start_with(lab: &mut Lab, host: &str, lines: &str) -> Result<()> {
         lab.host_mut(name)?.start(&start)?;
     }
     lab.await_members(&["alpha", "beta", "gamma"], JOIN_TIME_MAX)
-}
-
-/// Gives `host` a disk of its own of some 100 MiB.
-fn small_disk(lab: &Lab, host: &str) -> Result<()> {
-    let dir = lab.host(host)?.state_dir();
-    fs::create_dir_all(dir)?;
-    let mut mount = Command::new("mount");
-    command::run(mount.args(["-t", "tmpfs", "-o", "size=96M", "tmpfs"]).arg(dir)).map(drop)
 }
 
 const SLOWLY: &[&str] = &["--bandwidth", "4MiB"];

@@ -59,6 +59,8 @@ pub(super) struct Figures {
 
 /// Has QEMU at the source copy the disk to the socket.
 pub(super) async fn mirror(qmp: &Qmp, files: &Files, bandwidth: Option<u64>) -> Result<(), QmpError> {
+    // An earlier one may have been given up by an agent that did not see its end.
+    end_mirror(qmp).await;
     let server = json!({"type": "unix", "path": files.mirror_socket()});
     let node = json!({"driver": "nbd", "node-name": NODE, "server": server, "export": EXPORT});
     qmp.run_with("blockdev-add", node).await?;
@@ -212,14 +214,19 @@ pub(super) async fn take_back(live: &Live) -> Result<(), QmpError> {
     while is_under_way(&status(qmp).await?) && tokio::time::Instant::now() < deadline {
         tokio::time::sleep(CANCEL_POLL).await;
     }
-    if qmp.run_with("block-job-cancel", json!({"device": JOB, "force": true})).await.is_ok() {
-        while mirrored(qmp).await.is_some() && tokio::time::Instant::now() < deadline {
-            tokio::time::sleep(CANCEL_POLL).await;
-        }
-    }
-    // There is none if the disk was never copied.
-    release_mirror(qmp).await.ok();
+    end_mirror(qmp).await;
     qmp.run("cont").await.map(|_| ())
+}
+
+/// Ends a copy of the disk, whatever has become of it; there may be none.
+async fn end_mirror(qmp: &Qmp) {
+    let deadline = tokio::time::Instant::now() + CANCEL_TIME_MAX;
+    // Refused to one that is ending by itself, which takes its time too.
+    qmp.run_with("block-job-cancel", json!({"device": JOB, "force": true})).await.ok();
+    while mirrored(qmp).await.is_some() && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(CANCEL_POLL).await;
+    }
+    release_mirror(qmp).await.ok();
 }
 
 async fn status(qmp: &Qmp) -> Result<String, QmpError> {
