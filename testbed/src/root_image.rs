@@ -18,8 +18,10 @@ pub(crate) struct RootImage {
 
 /// Where the guest finds the large file.
 pub(crate) const PAYLOAD: &str = "/payload";
-/// What the guest itself takes, and ext4 for its own purposes.
+/// What the guest takes and writes, and ext4 for its own purposes.
 const SYSTEM_MIB: u64 = 40;
+/// One part in so many more is for the inodes of a larger file system.
+const INODE_SHARE: u64 = 32;
 
 impl RootImage {
     /// Makes an image with a payload of `payload_mib` MiB that `seed` decides.
@@ -38,7 +40,7 @@ impl RootImage {
         // Or else the guest's kernel writes zeros for a while when it mounts it.
         let at_once = "lazy_itable_init=0,lazy_journal_init=0";
         mke2fs.args(["-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-E", at_once, "-d"]).arg(&tree).arg(&path);
-        command::run(mke2fs.arg(format!("{}M", payload_mib + SYSTEM_MIB)))?;
+        command::run(mke2fs.arg(format!("{}M", payload_mib + SYSTEM_MIB + payload_mib / INODE_SHARE)))?;
         fs::remove_dir_all(&tree).with_context(|| format!("Cannot remove {}", tree.display()))?;
         Ok(Self { path, payload_sha256 })
     }
