@@ -2,6 +2,7 @@
 //! memory and the disk that its guest has written, reached under its address, and nothing else is left of the move.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::thread::JoinHandle;
@@ -242,7 +243,7 @@ fn left_on(lab: &Lab, host: &str) -> Left {
     Left { qemus, vms: count("vms"), moves: count("migrations") }
 }
 
-/// The processes of VMs whose files are below `state`.
+/// The processes of VMs whose files are below `state`, in this run: another one has the same paths.
 fn qemus_of(state: &Path) -> Result<Vec<u32>> {
     let mark = state.join("vms");
     let is_one = |line: &[u8]| {
@@ -251,7 +252,17 @@ fn qemus_of(state: &Path) -> Result<Vec<u32>> {
     };
     let entries = fs::read_dir("/proc").context("Cannot list /proc")?.flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    Ok(pids.filter(|pid: &u32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| is_one(&line))).collect())
+    let is_ours = |pid: &u32| {
+        fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| is_one(&line)) && sees_the_same(*pid, state)
+    };
+    Ok(pids.filter(is_ours).collect())
+}
+
+/// Whether a path is the same directory for another process.
+fn sees_the_same(pid: u32, path: &Path) -> bool {
+    let theirs = fs::metadata(format!("/proc/{pid}/root{}", path.display()));
+    let ours = fs::metadata(path);
+    theirs.ok().zip(ours.ok()).is_some_and(|(a, b)| (a.dev(), a.ino()) == (b.dev(), b.ino()))
 }
 
 /// A move that is under way.

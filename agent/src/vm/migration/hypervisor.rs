@@ -64,8 +64,11 @@ pub(super) async fn mirror(qmp: &Qmp, files: &Files, bandwidth: Option<u64>) -> 
     let server = json!({"type": "unix", "path": files.mirror_socket()});
     let node = json!({"driver": "nbd", "node-name": NODE, "server": server, "export": EXPORT});
     qmp.run_with("blockdev-add", node).await?;
+    // A copy that ended while QEMU waits for it, to pause the guest, would leave its filter above the disk for good
+    // (seen with QEMU 7.2). So it stops at an error, and is ended later.
     let mut job = json!({
         "job-id": JOB, "device": DISK, "target": NODE, "sync": "top", "copy-mode": "write-blocking",
+        "on-target-error": "stop",
     });
     if let Some(bandwidth) = bandwidth {
         job["speed"] = json!(bandwidth);
@@ -81,12 +84,6 @@ pub(super) async fn finish_mirror(qmp: &Qmp) -> Result<(), QmpError> {
 /// Lets go of the target's disk.
 pub(super) async fn release_mirror(qmp: &Qmp) -> Result<(), QmpError> {
     qmp.run_with("blockdev-del", json!({"node-name": NODE})).await.map(|_| ())
-}
-
-/// How many bytes of the disk have been copied.
-pub(super) async fn mirrored(qmp: &Qmp) -> Option<u64> {
-    let jobs = qmp.run("query-block-jobs").await.ok()?;
-    jobs.as_array()?.iter().find(|job| job["device"] == JOB)?.get("offset")?.as_u64()
 }
 
 /// Has QEMU at the source send the memory to the socket.
@@ -197,6 +194,16 @@ pub(super) async fn pause(qmp: &Qmp, queues: &[Rest]) -> Result<(), QmpError> {
     qmp.run("stop").await.map(drop)
 }
 
+/// Why the copy of the disk goes no further.
+pub(super) async fn why_stuck(qmp: &Qmp) -> &'static str {
+    let jobs = qmp.run("query-block-jobs").await.unwrap_or_default();
+    let job = jobs.as_array().and_then(|jobs| jobs.iter().find(|job| job["device"] == JOB));
+    match job.and_then(|job| job["io-status"].as_str()) {
+        Some("nospace") => "the target has no space for it",
+        _ => "it can't be read here, or not be written at the target",
+    }
+}
+
 /// Lets a paused guest go on; false if QEMU is at the last bytes already.
 pub(super) async fn unpause(qmp: &Qmp) -> Result<bool, QmpError> {
     match qmp.run("cont").await {
@@ -223,10 +230,19 @@ async fn end_mirror(qmp: &Qmp) {
     let deadline = tokio::time::Instant::now() + CANCEL_TIME_MAX;
     // Refused to one that is ending by itself, which takes its time too.
     qmp.run_with("block-job-cancel", json!({"device": JOB, "force": true})).await.ok();
-    while mirrored(qmp).await.is_some() && tokio::time::Instant::now() < deadline {
+    while has_mirror(qmp).await && tokio::time::Instant::now() < deadline {
         tokio::time::sleep(CANCEL_POLL).await;
     }
     release_mirror(qmp).await.ok();
+}
+
+/// Whether a copy of the disk is under way. A QEMU that does not answer is still busy with it.
+async fn has_mirror(qmp: &Qmp) -> bool {
+    match qmp.run("query-jobs").await {
+        Ok(jobs) => jobs.as_array().is_some_and(|jobs| jobs.iter().any(|job| job["id"] == JOB)),
+        Err(QmpError::Timeout) => true,
+        Err(_) => false,
+    }
 }
 
 async fn status(qmp: &Qmp) -> Result<String, QmpError> {
@@ -252,6 +268,8 @@ pub(super) enum SourceNews {
     Input(SourceInput),
     /// The copy of the disk has ended, because it was asked to or by itself.
     MirrorEnded(Option<String>),
+    /// The copy of the disk goes no further.
+    MirrorStuck,
     /// What the guest has changed in the memory is known anew.
     Pass,
     Nothing,
@@ -270,6 +288,7 @@ pub(super) async fn source_news(qmp: Option<&Qmp>, news: &News) -> SourceNews {
         "BLOCK_JOB_COMPLETED" | "BLOCK_JOB_CANCELLED" if is_ours => {
             SourceNews::MirrorEnded(event.data["error"].as_str().map(str::to_owned))
         }
+        "BLOCK_JOB_ERROR" if is_ours => SourceNews::MirrorStuck,
         "MIGRATION_PASS" => SourceNews::Pass,
         "MIGRATION" => match event.data["status"].as_str() {
             Some("pre-switchover") => SourceNews::Input(SourceInput::Paused),

@@ -15,6 +15,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 use virtuoso_overlay::ids::HostId;
 use virtuoso_overlay::migrate::{MESSAGE_BYTES_MAX, MigrationId};
 use virtuoso_overlay::wire::attach::ConsolePart;
@@ -169,6 +170,38 @@ pub(super) async fn take_parts(mut stream: Stream, console: &Console) -> anyhow:
     }
 }
 
+/// A stream between the QEMUs of both hosts. It ends when this is dropped, and each of them hears so: one that waits for
+/// a host that is gone would else hang until the link to it times out, and its guest with it.
+#[derive(Debug)]
+pub(super) struct Bridge(AbortHandle);
+
+impl Drop for Bridge {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Ends bridges after a time, unless it is dropped before.
+#[derive(Debug)]
+pub(super) struct Patience(AbortHandle);
+
+impl Patience {
+    pub(super) fn start(bridges: &[Bridge], time: Duration) -> Self {
+        let ends: Vec<AbortHandle> = bridges.iter().map(|bridge| bridge.0.clone()).collect();
+        let waiting = tokio::spawn(async move {
+            tokio::time::sleep(time).await;
+            ends.iter().for_each(AbortHandle::abort);
+        });
+        Self(waiting.abort_handle())
+    }
+}
+
+impl Drop for Patience {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// A socket to which a QEMU of this host connects once, to speak with one of the other host. What it sends is added to
 /// `sent`, in bytes.
 pub(super) fn bridge(
@@ -178,11 +211,11 @@ pub(super) fn bridge(
     what: Purpose,
     id: MigrationId,
     sent: Arc<AtomicU64>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Bridge> {
     std::fs::remove_file(socket).ok();
     let listener = UnixListener::bind(socket).with_context(|| format!("Can't listen on {}", socket.display()))?;
     let socket = socket.to_owned();
-    tokio::spawn(async move {
+    let carrying = tokio::spawn(async move {
         let accepted = tokio::time::timeout(HEADER_TIME_MAX, listener.accept()).await;
         std::fs::remove_file(&socket).ok();
         let Ok(Ok((qemu, _))) = accepted else { return };
@@ -191,7 +224,7 @@ pub(super) fn bridge(
             Err(error) => tracing::debug!("A stream of a migration can't be opened: {error:#}"),
         }
     });
-    Ok(())
+    Ok(Bridge(carrying.abort_handle()))
 }
 
 /// Joins a stream that came from the other host with the socket of the QEMU here.

@@ -5,7 +5,7 @@ mod switch_over;
 use super::super::machine::{Live, Machine, News};
 use super::definition::Definition;
 use super::hypervisor::{self, Figures, SourceNews, Terms};
-use super::line::{self, Line, Purpose};
+use super::line::{self, Bridge, Line, Patience, Purpose};
 use super::report::{Counts, Times, milliseconds, sum};
 use super::{Inbox, MigrateOptions, Shared};
 use crate::control::model::{MigrationProgress, MigrationReport};
@@ -54,6 +54,10 @@ struct Task {
     dial_at: Option<tokio::time::Instant>,
     bandwidth: Option<u64>,
     networks: Vec<(NetworkId, Mac)>,
+    /// What QEMU sends disk and memory by.
+    bridges: Vec<Bridge>,
+    /// How long QEMU may wait for the target while the guest is paused. It answers nobody meanwhile.
+    patience: Option<Patience>,
     /// Bytes of the disk's stream.
     disk_sent: Arc<AtomicU64>,
     is_sending: bool,
@@ -157,6 +161,8 @@ impl Task {
             dial_at: None,
             bandwidth: None,
             networks: Vec::new(),
+            bridges: Vec::new(),
+            patience: None,
             disk_sent: Arc::default(),
             is_sending: false,
             look_at: tokio::time::Instant::now(),
@@ -265,6 +271,11 @@ impl Task {
                 let why = why.unwrap_or_else(|| "it ended by itself".into());
                 self.hear(SourceInput::Broken(format!("the disk could not be copied: {why}")));
             }
+            SourceNews::MirrorStuck => {
+                let Some(live) = live else { return };
+                let why = hypervisor::why_stuck(&live.qmp).await;
+                self.hear(SourceInput::Broken(format!("the disk could not be copied: {why}")));
+            }
             SourceNews::Pass | SourceNews::Nothing => {}
         }
     }
@@ -306,11 +317,11 @@ impl Task {
         if !hypervisor::is_interrupted(&live.qmp).await {
             return;
         }
-        let files = &self.machine.files;
         let name = self.machine.spec().name;
         tracing::info!(vm = %name, "The target goes on fetching memory over a new stream");
-        let again = match self.bridge(&files.memory_socket(), Purpose::Memory) {
-            Ok(()) => hypervisor::send_again(&live.qmp, files).await.map_err(anyhow::Error::from),
+        self.bridges.clear();
+        let again = match self.bridge(Purpose::Memory) {
+            Ok(()) => hypervisor::send_again(&live.qmp, &self.machine.files).await.map_err(anyhow::Error::from),
             Err(error) => Err(error),
         };
         if let Err(error) = again {
@@ -337,8 +348,7 @@ impl Task {
             SourceEffect::Forget => self.shared.book.remove(self.id),
             SourceEffect::Send(message) => self.say(&message),
             SourceEffect::Mirror => {
-                let files = &self.machine.files;
-                let bridged = self.bridge(&files.mirror_socket(), Purpose::Disk);
+                let bridged = self.bridge(Purpose::Disk);
                 self.try_qmp(bridged, async |live: Live, task: &Self| {
                     hypervisor::mirror(&live.qmp, &task.machine.files, task.bandwidth).await
                 })
@@ -347,7 +357,7 @@ impl Task {
             SourceEffect::SendMemory { post_copy } => {
                 self.is_sending = true;
                 self.begin_console();
-                let bridged = self.bridge(&self.machine.files.memory_socket(), Purpose::Memory);
+                let bridged = self.bridge(Purpose::Memory);
                 self.try_qmp(bridged, async |live: Live, task: &Self| {
                     let terms = Terms { post_copy, bandwidth: task.bandwidth };
                     hypervisor::send_memory(&live.qmp, &task.machine.files, terms).await
@@ -360,12 +370,17 @@ impl Task {
             }
             SourceEffect::Pause => self.pause().await,
             SourceEffect::Unpause => self.unpause().await,
-            SourceEffect::ClosePorts => self.close_ports().await,
+            SourceEffect::ClosePorts => {
+                self.be_patient();
+                self.close_ports().await;
+            }
             SourceEffect::FinishMirror => {
+                self.be_patient();
                 self.is_finishing_mirror = true;
                 self.try_qmp(Ok(()), async |live: Live, _: &Self| hypervisor::finish_mirror(&live.qmp).await).await;
             }
             SourceEffect::Continue => {
+                self.be_patient();
                 self.try_qmp(Ok(()), async |live: Live, _: &Self| hypervisor::go_on(&live.qmp).await).await;
             }
             SourceEffect::HandOver => self.hand_over().await,
@@ -393,12 +408,14 @@ impl Task {
         }
     }
 
-    fn bridge(&self, socket: &std::path::Path, purpose: Purpose) -> anyhow::Result<()> {
-        let sent = match purpose {
-            Purpose::Disk => self.disk_sent.clone(),
-            _ => Arc::default(),
+    fn bridge(&mut self, purpose: Purpose) -> anyhow::Result<()> {
+        let files = &self.machine.files;
+        let (socket, sent) = match purpose {
+            Purpose::Disk => (files.mirror_socket(), self.disk_sent.clone()),
+            _ => (files.memory_socket(), Arc::default()),
         };
-        line::bridge(socket, self.shared.streams.clone(), self.peer, purpose, self.id, sent)
+        self.bridges.push(line::bridge(&socket, self.shared.streams.clone(), self.peer, purpose, self.id, sent)?);
+        Ok(())
     }
 
     /// Tells QEMU something; what it refuses breaks the migration.

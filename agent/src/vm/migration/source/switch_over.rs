@@ -1,10 +1,13 @@
 //! The guest is paused, its frames wait and its addresses are signed over; or it goes on where it was.
 
-use super::super::{hypervisor, line};
+use super::super::{
+    hypervisor,
+    line::{self, Patience},
+};
 use super::Task;
 use crate::netdev::Rest;
 use virtuoso_overlay::claims::Claim;
-use virtuoso_overlay::migrate::SourceInput;
+use virtuoso_overlay::migrate::{SWITCH_TIME_MAX, SourceInput};
 
 impl Task {
     /// Holds what comes for the guest, and pauses it when it has got what was on its way to it.
@@ -22,6 +25,7 @@ impl Task {
             }
         };
         self.times.closed = Some(self.shared.vms.now());
+        self.be_patient();
         for nic in &spec.nics {
             if let Err(error) = self.shared.vms.parts.sockets.hold(nic).await {
                 tracing::warn!(vm = %spec.name, "Can't hold frames: {error}");
@@ -32,12 +36,18 @@ impl Task {
         }
     }
 
+    /// From now on QEMU has time for another step while the guest is paused.
+    pub(super) fn be_patient(&mut self) {
+        self.patience = Some(Patience::start(&self.bridges, SWITCH_TIME_MAX));
+    }
+
     pub(super) async fn unpause(&mut self) {
         let Some(live) = self.live() else { return };
         self.open_ports().await;
         match hypervisor::unpause(&live.qmp).await {
             Ok(true) => {
                 self.times.closed = None;
+                self.patience = None;
                 live.release();
             }
             Ok(false) => self.close_ports().await,
@@ -79,6 +89,7 @@ impl Task {
 
     /// Signs the addresses over; a handoff that is lost is asked for again by the target's switch.
     pub(super) async fn hand_over(&mut self) {
+        self.patience = None;
         self.finish_console();
         let (networks, to) = (self.networks.clone(), self.peer);
         let sign = self.shared.engine.call(move |switch, now| {
@@ -104,6 +115,7 @@ impl Task {
 
     pub(super) async fn take_back(&mut self) {
         self.is_sending = false;
+        self.bridges.clear();
         if let Some(live) = self.live() {
             self.open_ports().await;
             if let Err(error) = hypervisor::take_back(&live).await {
