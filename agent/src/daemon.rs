@@ -4,7 +4,7 @@ use crate::attach::{self, ATTACH, Attachments};
 use crate::clock::{self, Clock};
 use crate::config::address::Bootstrap;
 use crate::config::{Config, Source};
-use crate::control::forward::serve_members;
+use crate::control::forward::{CONTROL, serve_members};
 use crate::control::model::{DrainReport, StayedVm};
 use crate::control::problem::ApiError;
 use crate::control::socket::ControlSocket;
@@ -27,9 +27,9 @@ use crate::state::StateDir;
 use crate::state::sealed::Kind;
 use crate::swarm::known_peers::KnownPeers;
 use crate::swarm::service::{self, SwarmService, Timing};
-use crate::swarm::streams::{StreamKind, Streams};
+use crate::swarm::streams::{Inbound, StreamKind, Streams};
 use crate::swarm::transport::Port;
-use crate::vm::{self, Migrations, Vms};
+use crate::vm::{self, MIGRATION, Migrations, Vms};
 use anyhow::Context;
 use libp2p::Multiaddr;
 use std::net::SocketAddr;
@@ -84,6 +84,7 @@ async fn serve(source: &Source, config: Config, log: &LogHandle) -> anyhow::Resu
     let (engine, engine_events) = start_engine(&udp, &control_port, &key, &gatekeeper, config.links.all)?;
     let swarm = start_swarm(&config, &state, &key, &credentials, known_peers, (&udp, control_port))?;
     let streams = swarm.streams();
+    let inbound = InboundStreams::of(&streams);
     let discs = serve_files(&state, key.host_id(), &images, &streams)?;
     let (netdev, facts) = (Netdev::open()?, HostFacts::read(state.path()).await?);
     let parts = Parts {
@@ -108,8 +109,8 @@ async fn serve(source: &Source, config: Config, log: &LogHandle) -> anyhow::Resu
     let sockets = Sockets { core: handle.clone(), netdev: netdev.clone(), devices: devices.clone() };
     let image_source = image_source(&handle, &streams, &images, &events);
     let vms = open_vms(&state, (sockets, streams.clone()), &image_source, clock, &discs, &facts).await?;
-    let migrations = Migrations::start(vms.clone(), streams.clone(), engine.clone())?;
-    tokio::spawn(attach::serve(vms.clone(), streams.serve(ATTACH)));
+    let migrations = Migrations::start(vms.clone(), streams.clone(), inbound.migration, engine.clone())?;
+    tokio::spawn(attach::serve(vms.clone(), inbound.attach));
     let attachments = Attachments { me: discs.me, core: handle.clone(), streams: streams.clone(), vms: vms.clone() };
     let agent = Arc::new(Agent {
         core: handle.clone(),
@@ -123,11 +124,11 @@ async fn serve(source: &Source, config: Config, log: &LogHandle) -> anyhow::Resu
         discs,
         attachments,
         migrations,
-        streams: streams.clone(),
+        streams,
     });
     let (config_changes, current) = watch::channel(Arc::new(config));
     let api = Api { backend: agent.clone(), events: events.clone(), config: current };
-    let api = serve_api(socket, api, streams, stopped);
+    let api = serve_api(socket, api, inbound.control, stopped);
     say_hello(&handle, &events, founded).await?;
     let reload = async || reload(source, &config_changes, log, &handle, &events).await;
     until_stopped(&mut signals, &mut running, reload).await?;
@@ -137,6 +138,21 @@ async fn serve(source: &Source, config: Config, log: &LogHandle) -> anyhow::Resu
     stop.send_replace(true);
     running.await.context("The control plane broke off")??;
     api.await.context("The control API broke off")?
+}
+
+/// Streams that wait until there is something to serve them with. Other hosts connect before, and would else be told
+/// that this host does not serve them.
+struct InboundStreams {
+    attach: mpsc::Receiver<Inbound>,
+    control: mpsc::Receiver<Inbound>,
+    migration: mpsc::Receiver<Inbound>,
+}
+
+impl InboundStreams {
+    fn of(streams: &Streams) -> Self {
+        let [attach, control, migration] = [ATTACH, CONTROL, MIGRATION].map(|kind| streams.serve(kind));
+        Self { attach, control, migration }
+    }
 }
 
 /// Tells that the agent is there, and how others join the swarm if it has founded one.
@@ -279,10 +295,10 @@ async fn open_vms(
 fn serve_api(
     socket: ControlSocket,
     api: Api,
-    streams: Streams,
+    members: mpsc::Receiver<Inbound>,
     mut stopped: watch::Receiver<bool>,
 ) -> JoinHandle<anyhow::Result<()>> {
-    tokio::spawn(serve_members(streams, api.clone()));
+    tokio::spawn(serve_members(members, api.clone()));
     tokio::spawn(control::serve(socket, api, async move {
         stopped.changed().await.ok();
     }))

@@ -37,7 +37,7 @@ pub(crate) use console::Shown;
 pub use error::VmError;
 pub use limits::{VmLimits, VmLimitsChange};
 pub use medium::Medium;
-pub use migration::{MigrateOptions, Migrations, unfinished};
+pub use migration::{MIGRATION, MigrateOptions, Migrations, unfinished};
 pub use moving::Move;
 pub use spec::{BaseImage, Boot, CPU, MACHINE, Nic, Spec};
 pub use usage::{TotalUsage, Usage};

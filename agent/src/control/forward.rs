@@ -4,7 +4,7 @@
 use super::backend::{Origin, Target};
 use super::problem::{ApiError, ErrorCode};
 use super::router::{Api, BODY_BYTES_MAX, routes_for_members};
-use crate::swarm::streams::{Inbound, Stream, StreamKind, Streams};
+use crate::swarm::streams::{Inbound, Stream, StreamKind};
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
@@ -144,8 +144,7 @@ fn lost(error: impl std::fmt::Display) -> ApiError {
 }
 
 /// Serves the requests of other hosts until the agent stops.
-pub async fn serve_members(streams: Streams, api: Api) {
-    let mut inbound: mpsc::Receiver<Inbound> = streams.serve(CONTROL);
+pub async fn serve_members(mut inbound: mpsc::Receiver<Inbound>, api: Api) {
     while let Some(Inbound { host, stream }) = inbound.recv().await {
         let service = TowerToHyperService::new(routes_for_members(api.clone(), host));
         tokio::spawn(async move {

@@ -12,6 +12,8 @@ mod report;
 mod source;
 mod target;
 
+pub use line::MIGRATION;
+
 use super::moving::Move;
 use super::vms::Vms;
 use crate::control::model::{MigrationProgress, MigrationReport};
@@ -22,7 +24,7 @@ use crate::name::Name;
 use crate::swarm::streams::{Inbound, Stream, Streams};
 use anyhow::Context;
 use book::Book;
-use line::{MIGRATION, Purpose};
+use line::Purpose;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -96,10 +98,14 @@ impl Migrations {
     ///
     /// # Errors
     /// If the records can't be read.
-    pub fn start(vms: Arc<Vms>, streams: Streams, engine: EngineHandle) -> anyhow::Result<Self> {
+    pub fn start(
+        vms: Arc<Vms>,
+        streams: Streams,
+        inbound: mpsc::Receiver<Inbound>,
+        engine: EngineHandle,
+    ) -> anyhow::Result<Self> {
         let book = Book::open(vms.parts.state_dir.join("migrations"))?;
         let records = book.load()?;
-        let inbound = streams.serve(MIGRATION);
         let shared = Arc::new(Shared { vms, streams, engine, book, sessions: Mutex::default() });
         for record in records {
             shared.restore(record);

@@ -21,7 +21,7 @@ use virtuoso_overlay::migrate::{MESSAGE_BYTES_MAX, MigrationId};
 use virtuoso_overlay::wire::attach::ConsolePart;
 
 /// Migrations of VMs.
-pub(super) const MIGRATION: StreamKind = StreamKind::new("migration");
+pub const MIGRATION: StreamKind = StreamKind::new("migration");
 
 /// Messages that wait for a stream. There are a handful in a migration.
 const OUTGOING_MAX: usize = 64;
