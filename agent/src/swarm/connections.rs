@@ -9,6 +9,7 @@ mod tests;
 
 use super::address::is_dialable;
 use super::backoff::{Backoff, Random};
+use super::gate::TOGETHER_TIME;
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::ConnectionId;
@@ -180,6 +181,21 @@ impl Connections {
         if let Some(known) = self.known.get_mut(&host).filter(|_| dialled) {
             known.addresses.iter_mut().filter(|a| a.address == *address).for_each(|a| a.failures = 0);
         }
+    }
+
+    /// A host introduces itself, which it does on its first connection: those that are much older are of an earlier run
+    /// of it, or have broken at its end. They are to be closed.
+    pub fn introduced(&mut self, id: ConnectionId) -> Vec<ConnectionId> {
+        let Some(Open { host, since, .. }) = self.open.get(&id) else { return Vec::new() };
+        let (host, since) = (*host, *since);
+        let dead = self.open.iter_mut().filter(|(other, open)| {
+            **other != id && !open.closing && open.host == host && open.since + TOGETHER_TIME <= since
+        });
+        dead.map(|(id, open)| {
+            open.closing = true;
+            *id
+        })
+        .collect()
     }
 
     /// A connection is gone. `broke` says that neither side closed it.

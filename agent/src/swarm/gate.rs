@@ -8,6 +8,10 @@
 //! good when the other side refuses their first stream. So a side that has opened its gate *knocks* with a stream
 //! of the gate's own protocol, which only an open gate accepts. Whoever opens last knocks successfully, and both
 //! sides know from that stream that the other is open; only then the wrapped protocols start.
+//!
+//! A peer that makes another connection although it has one for a while has most likely lost that one, for instance
+//! because it was started again: what protocols know of it from there is no longer true, and of a second connection
+//! they take no notice. So the new one stays closed until the older ones are gone, and the peer is then a new one.
 
 mod handler;
 #[cfg(test)]
@@ -26,6 +30,10 @@ use libp2p::swarm::{
 use libp2p::{Multiaddr, PeerId, StreamProtocol};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+/// Connections that are made within this time are of two hosts that dialled each other at once.
+pub(super) const TOGETHER_TIME: Duration = Duration::from_secs(2);
 
 /// What a gate reports.
 #[derive(Debug)]
@@ -62,6 +70,7 @@ struct Inner<B> {
 struct Connection {
     peer: PeerId,
     endpoint: ConnectedPoint,
+    since: Instant,
     /// Whether the wrapped behaviour knows of the connection.
     open: bool,
 }
@@ -112,7 +121,9 @@ impl<B: NetworkBehaviour> Gated<B> {
             self.connections.iter().filter(|(_, c)| c.peer == peer && c.open != admitted).map(|(id, _)| *id).collect();
         for id in connections {
             if admitted {
-                self.open(id);
+                if !self.is_late(id) {
+                    self.open(id);
+                }
             } else {
                 self.notify(peer, id, ToGate::Close);
                 self.close(peer, id);
@@ -121,6 +132,13 @@ impl<B: NetworkBehaviour> Gated<B> {
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
+    }
+
+    /// Whether there is an open connection to the same peer that is much older.
+    fn is_late(&self, id: ConnectionId) -> bool {
+        let Some(new) = self.connections.get(&id) else { return false };
+        let older = |c: &Connection| c.open && c.peer == new.peer && c.since + TOGETHER_TIME <= new.since;
+        self.connections.values().any(older)
     }
 
     /// Tells the wrapped behaviour of a connection and hands its handler to the connection's gate.
@@ -168,6 +186,7 @@ impl<B: NetworkBehaviour> Gated<B> {
             let closed = ConnectionClosed { remaining_established, ..closed };
             inner.behaviour.on_swarm_event(FromSwarm::ConnectionClosed(closed));
         }
+        self.on_standing_changed(connection.peer);
     }
 
     fn remember_address(&mut self, event: &FromSwarm<'_>) {
@@ -244,7 +263,8 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gated<B> {
         self.remember_address(&event);
         match event {
             FromSwarm::ConnectionEstablished(e) => {
-                let connection = Connection { peer: e.peer_id, endpoint: e.endpoint.clone(), open: false };
+                let (peer, endpoint, since) = (e.peer_id, e.endpoint.clone(), Instant::now());
+                let connection = Connection { peer, endpoint, since, open: false };
                 self.connections.insert(e.connection_id, connection);
                 self.on_standing_changed(e.peer_id);
             }

@@ -166,6 +166,20 @@ fn of_several_connections_those_that_carry_streams_stay() {
 }
 
 #[test]
+fn a_host_that_introduces_itself_has_lost_what_is_much_older() {
+    let mut connections = knowing(2);
+    connections.opened(id(1), host(1), &quic(1), true, at(0));
+    connections.opened(id(2), host(2), &quic(2), true, at(0));
+    connections.opened(id(3), host(1), &quic(1), false, at(10));
+    connections.opened(id(4), host(1), &tcp(1), false, at(11));
+    assert_eq!(connections.introduced(id(4)), [id(1)]);
+    assert_eq!(connections.introduced(id(4)), [], "it is closed once");
+    assert_eq!(closed(&connections.plan(at(13), &BTreeSet::new())), [id(4)].into());
+    assert_eq!(connections.introduced(id(2)), []);
+    assert_eq!(connections.introduced(id(9)), [], "a stranger's");
+}
+
+#[test]
 fn the_larger_id_lets_the_other_dial_first() {
     let mut connections = Connections::new(host(9), BACKOFF, 1);
     connections.learned(host(1), [quic(1)], at(0));

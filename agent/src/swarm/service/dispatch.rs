@@ -216,7 +216,7 @@ impl SwarmService {
     fn on_admit(&mut self, event: RequestEvent) {
         let now = self.now();
         match event {
-            request_response::Event::Message { peer, message, .. } => {
+            request_response::Event::Message { peer, connection_id, message } => {
                 let Some(entry) = self.peers.get_mut(&peer) else { return };
                 let host = entry.host;
                 self.events.push_back(match message {
@@ -224,6 +224,10 @@ impl SwarmService {
                         if !entry.may_admit(now) {
                             tracing::debug!(%host, "Introduces itself too often: not answered");
                             return;
+                        }
+                        for dead in self.connections.introduced(connection_id) {
+                            tracing::debug!(%host, connection = %dead, "The peer has lost this connection: closing it");
+                            self.swarm.close_connection(dead);
                         }
                         Event::AdmitRequest { host, bytes, reply: Reply { channel, protocol: Protocol::Admit } }
                     }
