@@ -7,6 +7,7 @@ use crate::name::Name;
 use crate::swarm::streams::Streams;
 use crate::vm::{VmError, Vms};
 use futures::FutureExt;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -23,6 +24,8 @@ const AWAY_TIME_MAX: Duration = Duration::from_secs(45);
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 /// Hosts that may send whoever looks on to the next one.
 const HOPS_MAX: usize = 8;
+/// Streams that may break before the first answer.
+const BREAKS_MAX: usize = 2;
 
 /// What consoles and displays are found by.
 #[derive(Clone)]
@@ -56,6 +59,8 @@ pub(super) struct Attached {
 enum Failure {
     /// It may be there later.
     Unreachable(String),
+    /// There was a stream, and it broke before the answer: another one may do better.
+    Broken(String),
     /// The VM does not run there; where it went.
     Gone(Option<HostId>),
 }
@@ -93,16 +98,26 @@ impl Attachments {
 
 impl Way {
     async fn first(&mut self, wanted: &AttachRequest, name: &Name, verb: &'static str) -> Result<Attached, ApiError> {
-        let mut failure = self.reach(wanted).await;
-        for _ in 0..HOPS_MAX {
-            let Err(Failure::Gone(Some(next))) = failure else { break };
-            self.host = next;
-            failure = self.reach(wanted).await;
+        let (mut hops, mut breaks) = (0, 0);
+        loop {
+            match self.reach(wanted).await {
+                Ok(attached) => return Ok(attached),
+                Err(Failure::Gone(Some(next))) if hops < HOPS_MAX => (self.host, hops) = (next, hops + 1),
+                Err(Failure::Broken(_)) if breaks < BREAKS_MAX => breaks += 1,
+                Err(Failure::Gone(_)) => {
+                    return Err(VmError::Denied { name: name.clone(), verb, why: Denied::NotRunning }.into());
+                }
+                Err(Failure::Broken(why) | Failure::Unreachable(why)) => {
+                    return Err(self.unreachable(name, &why).await);
+                }
+            }
         }
-        failure.map_err(|failure| match failure {
-            Failure::Gone(_) => VmError::Denied { name: name.clone(), verb, why: Denied::NotRunning }.into(),
-            Failure::Unreachable(why) => ApiError::new(ErrorCode::Unavailable, why),
-        })
+    }
+
+    async fn unreachable(&self, name: &Name, why: &str) -> ApiError {
+        let host = self.host;
+        let host = self.all.core.call(move |core| core.name_of(host)).await.unwrap_or_else(|_| host.to_string());
+        ApiError::new(ErrorCode::Unavailable, format!("Can't reach VM {name} on host {host}: {why}"))
     }
 
     /// Finds the VM again, after its stream has ended; nothing if it does not run any more, or for too long nobody
@@ -122,7 +137,7 @@ impl Way {
                     }
                     Some(known)
                 }
-                Err(Failure::Unreachable(why)) => {
+                Err(Failure::Unreachable(why) | Failure::Broken(why)) => {
                     tracing::debug!(host = %self.host, "A VM's host can't be reached: {why}");
                     self.known_host().await.filter(|known| *known != self.host)
                 }
@@ -159,6 +174,7 @@ impl Way {
         match asked.await {
             Ok(Ok(place)) => Ok(Attached { stream, place }),
             Ok(Err(went_to)) => Err(Failure::Gone(went_to)),
+            Err(error) if error.is::<io::Error>() => Err(Failure::Broken(format!("{error:#}"))),
             Err(error) => Err(Failure::Unreachable(format!("{error:#}"))),
         }
     }

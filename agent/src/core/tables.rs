@@ -177,7 +177,7 @@ impl Core {
     }
 
     /// The name of a host, or the end of its id.
-    pub(super) fn name_of(&self, host: HostId) -> String {
+    pub(crate) fn name_of(&self, host: HostId) -> String {
         let own = self.admission.credentials.certificate.as_ref().filter(|_| host == self.me());
         if let Some(certificate) = own {
             return certificate.name.clone();

@@ -74,12 +74,15 @@ pub enum OpenError {
     /// There are [`STREAMS_PER_PEER_MAX`] already.
     #[error("There are {STREAMS_PER_PEER_MAX} streams to the host, the most")]
     TooMany,
-    /// The connection went away.
-    #[error("The connection was lost: {0}")]
+    /// The connection went away, and no other one came.
+    #[error("The connection to the host was lost ({0}), and there was no other one in {time} s", time = OPEN_TIME_MAX.as_secs())]
     Lost(String),
     /// Nothing happened for too long.
     #[error("The host did not answer in {} s", OPEN_TIME_MAX.as_secs())]
     Timeout,
+    /// Streams end with the agent.
+    #[error("This host's agent is stopping")]
+    Stopping,
 }
 
 /// Opens and accepts streams. Clones are the same.
@@ -99,7 +102,23 @@ pub struct Requests {
 struct Request {
     peer: PeerId,
     kind: StreamKind,
-    reply: oneshot::Sender<Result<Stream, OpenError>>,
+    /// Connections that did not carry it.
+    failed: Vec<ConnectionId>,
+    reply: oneshot::Sender<Result<Stream, Refusal>>,
+}
+
+/// Why a wish was not granted.
+#[derive(Debug)]
+struct Refusal {
+    why: OpenError,
+    /// The connection that failed: another one may do.
+    failed: Option<ConnectionId>,
+}
+
+impl From<OpenError> for Refusal {
+    fn from(why: OpenError) -> Self {
+        Self { why, failed: None }
+    }
 }
 
 /// A stream that another member opened.
@@ -139,22 +158,38 @@ impl Streams {
         (Self { shared: shared.clone(), requests }, Requests { shared, receiver })
     }
 
-    /// Opens a stream to a member, which is dialled if it is not connected. Dropping the future gives up.
+    /// Opens a stream to a member, which is dialled if it is not connected. Of a connection whose other end is gone,
+    /// because the host was started again or moved, this host may not know yet; then the stream is opened on another
+    /// one. Dropping the future gives up.
     ///
     /// # Errors
-    /// If there is no way to the host, or it does not serve this kind.
+    /// If within 15 s there is no way to the host, or it does not serve this kind.
     pub async fn open(&self, host: HostId, kind: StreamKind) -> Result<Stream, OpenError> {
         if self.shared.swarm.get().is_none() {
             return Err(OpenError::NoSwarm);
         }
-        let (reply, answer) = oneshot::channel();
-        let request = Request { peer: super::address::peer_of(&host), kind, reply };
-        let lost = || OpenError::Lost("the agent or the connection is closing".into());
-        let opening = async {
-            self.requests.send(request).await.map_err(|_| lost())?;
-            answer.await.map_err(|_| lost())?
-        };
-        tokio::time::timeout(OPEN_TIME_MAX, opening).await.unwrap_or(Err(OpenError::Timeout))
+        let mut last = OpenError::Timeout;
+        let opening = self.open_somewhere(super::address::peer_of(&host), kind, &mut last);
+        tokio::time::timeout(OPEN_TIME_MAX, opening).await.unwrap_or(Err(last))
+    }
+
+    /// Tries one connection after the other; `last` is why the latest one failed.
+    async fn open_somewhere(&self, peer: PeerId, kind: StreamKind, last: &mut OpenError) -> Result<Stream, OpenError> {
+        let mut failed = Vec::new();
+        loop {
+            let (reply, answer) = oneshot::channel();
+            let request = Request { peer, kind, failed: failed.clone(), reply };
+            self.requests.send(request).await.map_err(|_| OpenError::Stopping)?;
+            match answer.await.map_err(|_| OpenError::Stopping)? {
+                Ok(stream) => return Ok(stream),
+                Err(Refusal { why, failed: None }) => return Err(why),
+                Err(Refusal { why, failed: Some(connection) }) => {
+                    tracing::debug!(%peer, %connection, kind = kind.name(), %why, "A connection carries no stream");
+                    failed.push(connection);
+                    *last = why;
+                }
+            }
+        }
     }
 
     /// Serves a kind of stream from now on, until the receiver is dropped. Replaces who served it before.

@@ -1,9 +1,11 @@
 //! Real services on loopback. A small stand-in for the core admits whoever introduces himself with the password, and
 //! tells every member's addresses to all by gossip, as the tables do.
 
+mod restarts;
 mod streams;
 
 use super::*;
+use crate::engine::control_endpoint_config;
 use crate::swarm::address::{quic_address, tcp_address};
 use crate::swarm::bootstrap::State;
 use futures::FutureExt;
@@ -23,7 +25,7 @@ struct Host {
 }
 
 struct Options {
-    listen: &'static str,
+    listen: String,
     tcp: Vec<SocketAddr>,
     keypair: Keypair,
     password: &'static [u8],
@@ -34,7 +36,7 @@ struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            listen: "127.0.0.1:0",
+            listen: "127.0.0.1:0".into(),
             tcp: Vec::new(),
             keypair: Keypair::generate_ed25519(),
             password: PASSWORD,
@@ -44,14 +46,19 @@ impl Default for Options {
     }
 }
 
+/// The endpoint of an agent: started again, it resets the connections of its earlier run.
+fn port(listen: &str, keypair: &Keypair) -> Port {
+    Port { config: control_endpoint_config(keypair).unwrap(), ..Port::plain(listen.parse().unwrap()).unwrap() }
+}
+
 fn start(options: Options) -> Host {
     let saved = Arc::new(Mutex::new(Vec::new()));
     let save_to = Arc::clone(&saved);
     let backoff = Backoff { min: Duration::from_millis(50), max: Duration::from_millis(800) };
     let id = host_of(&options.keypair.public().to_peer_id()).unwrap();
     let service = SwarmService::new(Config {
+        port: port(&options.listen, &options.keypair),
         keypair: options.keypair,
-        port: Port::plain(options.listen.parse().unwrap()).unwrap(),
         tcp: options.tcp,
         agent_version: "virtuoso/test".into(),
         swarm: Some(SWARM),
@@ -93,10 +100,12 @@ impl Host {
                 let admitted = bytes == PASSWORD;
                 self.service.set_admitted(host, admitted);
                 let Event::AdmitRequest { reply, .. } = event else { unreachable!() };
-                let answer: &[u8] = if admitted { b"welcome" } else { b"refused" };
+                // A member shows that it is one, too.
+                let answer: &[u8] = if admitted { self.password } else { b"refused" };
                 self.service.respond(reply, answer.to_vec()).unwrap();
                 return None;
             }
+            Event::AdmitResponse { host, ref bytes, .. } if bytes == PASSWORD => self.service.set_admitted(host, true),
             Event::MemberReady { .. } => self.tell_addresses(),
             Event::Gossip { ref id, source, ref bytes } => {
                 self.service.judge(id, Verdict::Accept);
@@ -259,10 +268,10 @@ async fn five_hosts_that_know_one_come_to_know_all() {
 #[tokio::test]
 async fn hosts_meet_over_ipv6_and_through_a_dual_stack_socket() {
     for (listen, dial) in [("[::1]:0", "::1"), ("[::]:0", "127.0.0.1"), ("[::]:0", "::1")] {
-        let first = start(Options { listen, ..Options::default() });
+        let first = start(Options { listen: listen.into(), ..Options::default() });
         let port = first.service.endpoint.local_addr().unwrap().port();
         let address = quic_address(SocketAddr::new(dial.parse().unwrap(), port)).with(Part::P2p(peer_of(&first.id)));
-        let second = start(Options { listen, bootstrap: vec![address.clone()], ..Options::default() });
+        let second = start(Options { listen: listen.into(), bootstrap: vec![address.clone()], ..Options::default() });
         let mut hosts = [first, second];
         until_all_ready(&mut hosts, 1).await;
         let row = &hosts[1].service.peers()[0];

@@ -52,13 +52,13 @@ impl Behaviour {
     /// Gives up on what waits for a peer.
     pub fn refuse(&mut self, peer: &PeerId, error: &OpenError) {
         for request in self.waiting.remove(peer).unwrap_or_default() {
-            request.reply.send(Err(error.clone())).ok();
+            request.reply.send(Err(error.clone().into())).ok();
         }
     }
 
     fn on_request(&mut self, request: Request) {
         let peer = request.peer;
-        match self.connections.get(&peer).and_then(|connections| best(connections)) {
+        match self.connections.get(&peer).and_then(|connections| best(connections, &request.failed)) {
             Some(connection) => self.open(connection, request),
             None => self.wait(peer, request),
         }
@@ -66,7 +66,7 @@ impl Behaviour {
 
     fn open(&mut self, connection: ConnectionId, request: Request) {
         let Some(lease) = self.shared.leases.take(request.peer, connection) else {
-            request.reply.send(Err(OpenError::TooMany)).ok();
+            request.reply.send(Err(OpenError::TooMany.into())).ok();
             return;
         };
         let (peer_id, protocol) = (request.peer, request.kind.protocol(self.swarm));
@@ -80,7 +80,7 @@ impl Behaviour {
             !requests.is_empty()
         });
         if self.waiting.values().map(Vec::len).sum::<usize>() >= WAITING_MAX {
-            request.reply.send(Err(OpenError::TooMany)).ok();
+            request.reply.send(Err(OpenError::TooMany.into())).ok();
             return;
         }
         self.waiting.entry(peer).or_default().push(request);
@@ -94,6 +94,19 @@ impl Behaviour {
         }
     }
 
+    fn on_closed(&mut self, peer: PeerId, connection: ConnectionId) {
+        let Some(connections) = self.connections.get_mut(&peer) else { return };
+        connections.retain(|(id, _)| *id != connection);
+        if !connections.is_empty() {
+            return;
+        }
+        self.connections.remove(&peer);
+        // What waits has met this connection, because of which nobody was dialled.
+        if self.waiting.contains_key(&peer) {
+            self.commands.push_back(ToSwarm::GenerateEvent(Wanted(peer)));
+        }
+    }
+
     fn on_dial_failure(&mut self, failure: &DialFailure<'_>) {
         let Some(peer) = failure.peer_id else { return };
         // A dial that was not begun, because another one runs, says nothing.
@@ -104,10 +117,11 @@ impl Behaviour {
     }
 }
 
-/// QUIC before TCP, then the oldest: of duplicates that is the one that stays most often.
-fn best(connections: &[(ConnectionId, bool)]) -> Option<ConnectionId> {
-    let quic = connections.iter().find(|(_, is_quic)| *is_quic);
-    quic.or_else(|| connections.first()).map(|(connection, _)| *connection)
+/// QUIC before TCP, then the newest: of a host that was started again, the older ones are dead.
+fn best(connections: &[(ConnectionId, bool)], failed: &[ConnectionId]) -> Option<ConnectionId> {
+    let usable = || connections.iter().rev().filter(|(connection, _)| !failed.contains(connection));
+    let quic = usable().find(|(_, is_quic)| *is_quic);
+    quic.or_else(|| usable().next()).map(|(connection, _)| *connection)
 }
 
 impl NetworkBehaviour for Behaviour {
@@ -141,14 +155,7 @@ impl NetworkBehaviour for Behaviour {
                 let is_quic = opened.endpoint.get_remote_address().iter().any(|part| part == Protocol::QuicV1);
                 self.on_opened(opened.peer_id, opened.connection_id, is_quic);
             }
-            FromSwarm::ConnectionClosed(closed) => {
-                if let Some(connections) = self.connections.get_mut(&closed.peer_id) {
-                    connections.retain(|(id, _)| *id != closed.connection_id);
-                    if connections.is_empty() {
-                        self.connections.remove(&closed.peer_id);
-                    }
-                }
-            }
+            FromSwarm::ConnectionClosed(closed) => self.on_closed(closed.peer_id, closed.connection_id),
             FromSwarm::DialFailure(failure) => self.on_dial_failure(&failure),
             _ => {}
         }

@@ -1,7 +1,7 @@
 //! Streams of one connection: accepts those that are served here, and asks for those that are wished.
 
 use super::lease::Lease;
-use super::{Inbound, Offer, OpenError, Request, Shared, Stream, StreamKind};
+use super::{Inbound, Offer, OpenError, Refusal, Request, Shared, Stream, StreamKind};
 use crate::swarm::address::host_of;
 use libp2p::core::upgrade::{InboundUpgrade, ReadyUpgrade, UpgradeInfo};
 use libp2p::swarm::handler::{ConnectionEvent, DialUpgradeError, FullyNegotiatedInbound, FullyNegotiatedOutbound};
@@ -21,18 +21,24 @@ pub struct Open {
     pending: Pending,
 }
 
-/// Who waits for it.
+/// Who waits for it. Dropping it tells that the connection is gone.
 #[derive(Debug)]
 pub struct Pending {
     kind: StreamKind,
+    /// Until it is answered.
+    asked: Option<Asked>,
+}
+
+#[derive(Debug)]
+struct Asked {
     lease: Lease,
-    reply: oneshot::Sender<Result<Stream, OpenError>>,
+    reply: oneshot::Sender<Result<Stream, Refusal>>,
 }
 
 impl Open {
     pub(super) fn new(request: Request, protocol: StreamProtocol, lease: Lease) -> Self {
         let Request { kind, reply, .. } = request;
-        Self { protocol, pending: Pending { kind, lease, reply } }
+        Self { protocol, pending: Pending { kind, asked: Some(Asked { lease, reply }) } }
     }
 }
 
@@ -89,10 +95,27 @@ impl Handler {
 
 impl Pending {
     /// Whoever asked may have gone away meanwhile; then the stream is dropped.
-    fn answer(self, result: Result<libp2p::Stream, OpenError>) {
-        let stream = result.map(|inner| Stream { inner, _lease: self.lease });
-        self.reply.send(stream).ok();
+    fn answer(&mut self, result: Result<libp2p::Stream, OpenError>) {
+        let Some(Asked { lease, reply }) = self.asked.take() else { return };
+        let failed = Some(lease.connection());
+        let answer = match result {
+            Ok(inner) => Ok(Stream { inner, _lease: lease }),
+            Err(why @ (OpenError::Lost(_) | OpenError::Timeout)) => Err(Refusal { why, failed }),
+            Err(why) => Err(why.into()),
+        };
+        reply.send(answer).ok();
     }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.answer(Err(OpenError::Lost("it was closed".into())));
+    }
+}
+
+/// The end of the chain: what is above it says only that the connection was lost.
+fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
+    anyhow::Chain::new(error).next_back().map(ToString::to_string).unwrap_or_default()
 }
 
 impl ConnectionHandler for Handler {
@@ -135,14 +158,14 @@ impl ConnectionHandler for Handler {
             }) => {
                 self.accept(stream, &protocol);
             }
-            ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol, info }) => {
+            ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol, mut info }) => {
                 info.answer(Ok(protocol));
             }
-            ConnectionEvent::DialUpgradeError(DialUpgradeError { info, error }) => {
+            ConnectionEvent::DialUpgradeError(DialUpgradeError { mut info, error }) => {
                 let error = match error {
                     StreamUpgradeError::Timeout => OpenError::Timeout,
                     StreamUpgradeError::NegotiationFailed => OpenError::Unserved(info.kind.name()),
-                    StreamUpgradeError::Io(error) => OpenError::Lost(error.to_string()),
+                    StreamUpgradeError::Io(error) => OpenError::Lost(root_cause(&error)),
                     StreamUpgradeError::Apply(never) => match never {},
                 };
                 info.answer(Err(error));

@@ -44,6 +44,13 @@ impl Leases {
     }
 }
 
+impl Lease {
+    /// The connection on which the place is.
+    pub(super) fn connection(&self) -> ConnectionId {
+        self.connection
+    }
+}
+
 impl Drop for Lease {
     fn drop(&mut self) {
         let mut counts = self.leases.counts();

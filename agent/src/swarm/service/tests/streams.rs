@@ -3,13 +3,14 @@
 use super::*;
 use crate::swarm::streams::{Inbound, OpenError, STREAMS_PER_PEER_MAX, StreamKind, Streams};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-const ECHO: StreamKind = StreamKind::new("echo");
+pub(super) const ECHO: StreamKind = StreamKind::new("echo");
 
 /// Runs the hosts until the task is done.
-async fn until<T: Send + 'static>(hosts: &mut [Host], task: JoinHandle<T>) -> T {
-    let (done, mut waiting) = tokio::sync::oneshot::channel();
+pub(super) async fn until<T: Send + 'static>(hosts: &mut [Host], task: JoinHandle<T>) -> T {
+    let (done, mut waiting) = oneshot::channel();
     tokio::spawn(async move { done.send(task.await).ok() });
     let mut result = None;
     run(hosts, |_, _, _| {
@@ -32,7 +33,7 @@ fn serve_echo(streams: &Streams) -> JoinHandle<HostId> {
     })
 }
 
-fn echo(streams: Streams, to: HostId, content: Vec<u8>) -> JoinHandle<Vec<u8>> {
+pub(super) fn echo(streams: Streams, to: HostId, content: Vec<u8>) -> JoinHandle<Vec<u8>> {
     tokio::spawn(async move {
         let (mut reading, mut writing) = tokio::io::split(streams.open(to, ECHO).await.unwrap());
         let send = async {
