@@ -92,8 +92,9 @@ fn what_waits_for_a_guest_is_seen_and_taken() {
     in_namespace(|netdev| async move {
         netdev.ensure_bridge(BLUE, 1500).await.unwrap();
         let sender = guest_port(&netdev, BLUE, "guest1").await;
-        let _guest = guest_port(&netdev, BLUE, "guest0").await;
-        let rest = Rest::of(std::process::id(), "guest0").unwrap();
+        // No other test may have a TAP of this name: it is looked for in the whole process.
+        let _guest = guest_port(&netdev, BLUE, "waiting0").await;
+        let rest = Rest::of(std::process::id(), "waiting0").unwrap();
         rest.take(GUEST).unwrap();
         assert!(rest.is_empty().unwrap());
         let (from, to) = (SocketAddrV4::new(OTHER_IP, 1), SocketAddrV4::new(IP, 1));
