@@ -9,13 +9,17 @@
 //! Of `total`, the upper 7 bits are half the length of a chunk that ends before the datagram and its frame do: headers
 //! that are sent twice. Zero, the usual case, means that it goes on as far as possible.
 //!
+//! A chunk whose offset is its total is a **parity**: the exclusive or of the packet's pieces of that length. A packet
+//! with one gap of at most this length is complete with it.
+//!
 //! Chunks stand back to back in a datagram; a total of zero, or fewer bytes than a header, is padding to the end.
 //! The peer is untrusted: a chunk that contradicts another one ends the frame, never the link.
 
 mod packer;
+mod parity;
 mod reassembler;
 
-pub use packer::Packer;
+pub use packer::{Packer, Redundancy};
 pub use reassembler::Reassembler;
 
 use crate::limits::FRAME_BYTES_MAX;
@@ -51,6 +55,10 @@ impl ChunkHeader {
         let [_, o1, o2, o3] = (self.offset as u32).to_be_bytes();
         let [_, t1, t2, t3] = (self.total as u32 | (self.short as u32 / 2) << TOTAL_BITS).to_be_bytes();
         [id_high, id_low, o1, o2, o3, t1, t2, t3]
+    }
+
+    fn is_parity(self) -> bool {
+        self.offset == self.total
     }
 
     fn decode(bytes: [u8; CHUNK_HEADER_BYTES]) -> Self {

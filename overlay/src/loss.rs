@@ -9,11 +9,17 @@ const PACKETS_FULL: f64 = 8_000.0;
 const LOSSY: f64 = 1.2 / PACKETS_FULL;
 
 /// The shortest round trip that is remembered grows by one part in so many with each sample, so that a longer path is
-/// taken for what it is after a minute.
-const BASE_GROWTH: u32 = 64;
+/// taken for what it is after minutes; but only with samples of few packets, which fill no queue. While much is sent,
+/// flows may keep a queue filled for as long as they like.
+const BASE_GROWTH: u32 = 256;
+/// See [`BASE_GROWTH`].
+const QUIET_PACKETS: u64 = 100;
 
-/// A round trip above the shortest by a quarter and this much is one with a queue in it.
+/// A round trip above the shortest by a quarter of it, at most [`JITTER_MAX`], and this much is one with a queue in it.
 const QUEUE_MIN: Duration = Duration::from_millis(1);
+
+/// So much do long round trips vary; what fills the queue of a long path adds more.
+const JITTER_MAX: Duration = Duration::from_millis(5);
 
 /// Moving averages of a path.
 #[derive(Clone, Copy, Default, Debug)]
@@ -28,11 +34,12 @@ pub struct LossMeter {
 impl LossMeter {
     /// Takes a connection's counters, which only grow, and its round trip now.
     pub fn sample(&mut self, sent: u64, lost: u64, round_trip: Duration) {
-        self.round_trip = round_trip;
-        let shortest = self.shortest.map_or(round_trip, |shortest| shortest + shortest / BASE_GROWTH);
-        self.shortest = Some(shortest.min(round_trip));
         let (new_sent, new_lost) = (sent.saturating_sub(self.sent), lost.saturating_sub(self.lost));
         (self.sent, self.lost) = (sent, lost);
+        self.round_trip = round_trip;
+        let growth = |shortest| if new_sent <= QUIET_PACKETS { shortest / BASE_GROWTH } else { Duration::ZERO };
+        let shortest = self.shortest.map_or(round_trip, |shortest| shortest + growth(shortest));
+        self.shortest = Some(shortest.min(round_trip));
         if new_sent == 0 {
             return;
         }
@@ -54,7 +61,7 @@ impl LossMeter {
     /// Whether packets get lost though no queue is full: then more packets do no harm.
     pub fn is_random(&self) -> bool {
         let shortest = self.shortest.unwrap_or_default();
-        self.is_lossy() && self.round_trip <= shortest + shortest / 4 + QUEUE_MIN
+        self.is_lossy() && self.round_trip <= shortest + (shortest / 4).min(JITTER_MAX) + QUEUE_MIN
     }
 }
 
@@ -101,10 +108,21 @@ mod tests {
         assert!(meter.is_lossy() && !meter.is_random());
         meter.sample(30_000, 300, RTT + QUEUE_MIN);
         assert!(meter.is_random());
-        // The way of the packets has become longer.
-        for sample in 4..200u64 {
-            meter.sample(sample * 10_000, sample * 100, RTT * 3);
-        }
-        assert!(meter.is_random());
+        let mut long = LossMeter::default();
+        long.sample(10_000, 100, RTT * 10);
+        long.sample(20_000, 200, RTT * 10 + JITTER_MAX);
+        assert!(long.is_random());
+        long.sample(30_000, 300, RTT * 12);
+        assert!(!long.is_random(), "20 ms of queue in a path of 100 ms");
+        // The way of the packets has become longer,
+        let mut become_longer = |packets: u64| {
+            let (sent, lost) = (meter.sent, meter.lost);
+            for sample in 1..500 {
+                meter.sample(sent + sample * packets, lost + sample * packets / 100, RTT * 3);
+            }
+            meter.is_random()
+        };
+        assert!(!become_longer(10_000), "or all of these packets have filled a queue");
+        assert!(become_longer(QUIET_PACKETS));
     }
 }

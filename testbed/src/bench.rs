@@ -57,6 +57,9 @@ pub(crate) struct Options {
     /// repeated; by default all that are installed but threads
     #[arg(long)]
     tunnel: Vec<String>,
+    /// Only those paths and loads of `wan` whose name contains this, such as "2 % lost, cubic"; may be repeated
+    #[arg(long)]
+    path: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

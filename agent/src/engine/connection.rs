@@ -16,7 +16,7 @@ use quinn_proto::VarInt;
 use std::sync::Arc;
 use std::time::Instant;
 use virtuoso_overlay::breaker::Breaker;
-use virtuoso_overlay::chunk::{Packer, Reassembler};
+use virtuoso_overlay::chunk::{Packer, Reassembler, Redundancy};
 use virtuoso_overlay::drop_reason::DropReason;
 use virtuoso_overlay::ids::HostId;
 use virtuoso_overlay::loss::LossMeter;
@@ -143,11 +143,12 @@ impl Connection {
 
     /// Cuts a packet into datagrams of `size` bytes; false if QUIC did not take all of it.
     fn put(&mut self, tick: Tick, size: usize, header: &FrameHeader, packet: &[u8]) -> bool {
-        let guarded = if self.loss.is_lossy() { header_bytes(packet) } else { 0 };
+        let headers = if self.loss.is_lossy() { header_bytes(packet) } else { 0 };
+        let redundancy = Redundancy { headers, parity: headers > 0 && self.loss.is_random() };
         let mut taken = true;
         let mut datagrams = self.quic.datagrams();
         let mut send = |datagram| taken &= datagrams.send(datagram, false).is_ok();
-        self.packer.push(size, guarded, &header.encode(), packet, &mut send);
+        self.packer.push(size, redundancy, &header.encode(), packet, &mut send);
         self.pace.spend(tick.now.mono, packet.len());
         taken
     }

@@ -1,6 +1,6 @@
 //! Puts the chunks of one link's frames together again.
 
-use super::{CHUNK_HEADER_BYTES, ChunkHeader, PACKET_BYTES_MAX};
+use super::{CHUNK_HEADER_BYTES, ChunkHeader, PACKET_BYTES_MAX, parity};
 use crate::offload::Segmenter;
 use crate::time::Instant;
 use crate::wire::frame::HEADER_BYTES;
@@ -10,7 +10,8 @@ use std::time::Duration;
 /// Frames that can be incomplete at once. Reordering by more frames than this loses the older one.
 const SLOTS: usize = 64;
 
-/// Bytes of all incomplete frames of a link: 15 super-frames, and what a hostile peer can pin.
+/// Bytes of all incomplete frames of a link: 15 super-frames, and half of what a hostile peer can pin, because the
+/// parity of each may have as many.
 const INCOMPLETE_BYTES_MAX: usize = 1 << 20;
 
 /// Gaps that a frame may have. Forty-six datagrams carry a super-frame; every second one missing makes 23.
@@ -72,6 +73,8 @@ struct Partial {
     /// With which datagram it came.
     datagram: u64,
     packet: Vec<u8>,
+    /// The parity, once it has come; never empty.
+    parity: Option<Vec<u8>>,
     /// What is here: sorted, disjoint, not touching.
     ranges: Vec<(usize, usize)>,
 }
@@ -118,13 +121,14 @@ impl Reassembler {
                 break;
             }
             let bytes = if header.short > 0 { header.short } else { rest.len() };
-            let bytes = bytes.min(header.total.saturating_sub(header.offset));
+            let bytes_max = if header.is_parity() { header.total } else { header.total.saturating_sub(header.offset) };
+            let bytes = bytes.min(bytes_max);
             let Some((payload, rest)) = rest.split_at_checked(bytes).filter(|_| is_sound(&header, bytes)) else {
                 self.losses.malformed += 1;
                 break;
             };
             datagram = rest;
-            if payload.len() == header.total {
+            if payload.len() == header.total && !header.is_parity() {
                 out(payload);
                 continue;
             }
@@ -174,7 +178,8 @@ impl Reassembler {
         let datagram = self.datagrams;
         let Some(partial) = &mut self.slots[slot].partial else { return };
         (partial.since, partial.datagram) = (now, datagram);
-        match partial.put(header.offset, payload) {
+        let step = if header.is_parity() { partial.put_parity(payload) } else { partial.put(header.offset, payload) };
+        match step {
             Step::Incomplete => {}
             Step::Contradiction => {
                 self.losses.incomplete += 1;
@@ -209,7 +214,8 @@ impl Reassembler {
         let mut packet = self.spares.pop().unwrap_or_default();
         packet.resize(header.total, 0);
         self.bytes += header.total;
-        let partial = Partial { id: header.id, since: now, datagram: self.datagrams, packet, ranges: Vec::new() };
+        let (id, datagram) = (header.id, self.datagrams);
+        let partial = Partial { id, since: now, datagram, packet, parity: None, ranges: Vec::new() };
         self.slots[slot] = Slot { partial: Some(partial), done: None };
         self.open.push_back(slot);
     }
@@ -249,7 +255,7 @@ impl Reassembler {
 
 /// Whether a chunk with this header and so many bytes can belong to a packet.
 fn is_sound(header: &ChunkHeader, bytes: usize) -> bool {
-    header.total <= PACKET_BYTES_MAX && header.offset < header.total && bytes > 0
+    header.total <= PACKET_BYTES_MAX && header.offset <= header.total && bytes > 0
 }
 
 impl Partial {
@@ -277,6 +283,29 @@ impl Partial {
             _ => self.ranges.insert(index, (offset, end)),
         }
         self.packet[offset..end].copy_from_slice(payload);
-        if self.ranges == [(0, self.packet.len())] { Step::Complete } else { Step::Incomplete }
+        self.step()
+    }
+
+    /// Keeps the parity. A second one changes nothing.
+    fn put_parity(&mut self, parity: &[u8]) -> Step {
+        self.parity.get_or_insert_with(|| parity.to_vec());
+        self.step()
+    }
+
+    /// Whether the packet is complete, if need be by its parity.
+    fn step(&mut self) -> Step {
+        let total = self.packet.len();
+        let gap = match self.ranges[..] {
+            [(0, end)] if end == total => return Step::Complete,
+            [(0, end)] => end..total,
+            [(begin, end)] if end == total => 0..begin,
+            [(0, begin), (end, last)] if last == total => begin..end,
+            _ => return Step::Incomplete,
+        };
+        match self.parity.take_if(|parity| gap.len() <= parity.len()) {
+            Some(parity) => parity::fill_gap(&mut self.packet, gap, parity),
+            None => return Step::Incomplete,
+        }
+        Step::Complete
     }
 }

@@ -7,12 +7,14 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use std::collections::HashMap;
 
+const NONE: Redundancy = Redundancy { headers: 0, parity: false };
+
 fn pack(size: usize, packets: &[Vec<u8>]) -> Vec<Bytes> {
     let mut packer = Packer::default();
     let mut datagrams = Vec::new();
     for packet in packets {
         let (head, body) = packet.split_at(packet.len().min(18));
-        packer.push(size, 0, head, body, &mut |datagram| datagrams.push(datagram));
+        packer.push(size, NONE, head, body, &mut |datagram| datagrams.push(datagram));
     }
     packer.flush(&mut |datagram| datagrams.push(datagram));
     datagrams
@@ -73,6 +75,28 @@ proptest! {
     }
 
     #[test]
+    fn one_datagram_of_each_packet_may_get_lost(
+        size in 200usize..1500,
+        datagram_counts in prop::collection::vec(3usize..12, 1..20),
+        lost in 0usize..12,
+    ) {
+        let (mut packer, mut reassembler) = (Packer::default(), Reassembler::default());
+        for (index, count) in datagram_counts.into_iter().enumerate() {
+            let packet: Vec<u8> = (0..count * (size - 8) - index).map(|at| ((at * 31) ^ index) as u8).collect();
+            let mut datagrams = Vec::new();
+            packer.push(size, Redundancy { headers: 0, parity: true }, &packet[..18], &packet[18..], &mut |d| datagrams.push(d));
+            packer.flush(&mut |datagram| datagrams.push(datagram));
+            prop_assert_eq!(datagrams.len(), count + 1);
+            datagrams.remove(lost % count);
+            let mut out = Vec::new();
+            datagrams.iter().for_each(|d| reassembler.feed(Instant(0), d, |packet| out.push(packet.to_vec())));
+            prop_assert_eq!(out, [packet]);
+        }
+        prop_assert_eq!(reassembler.take_losses(), Losses::default());
+        prop_assert_eq!(reassembler.deadline(), None);
+    }
+
+    #[test]
     fn any_bytes_are_taken(datagrams: Vec<Vec<u8>>) {
         let datagrams: Vec<Bytes> = datagrams.into_iter().map(Bytes::from).collect();
         unpack(&datagrams);
@@ -122,7 +146,7 @@ fn the_end_of_a_packet_is_repeated_and_no_other_packet() {
     let mut packer = Packer::default();
     let mut datagrams = Vec::new();
     for packet in [&large, &small] {
-        packer.push(1434, 0, &packet[..18], &packet[18..], &mut |datagram| datagrams.push(datagram));
+        packer.push(1434, NONE, &packet[..18], &packet[18..], &mut |datagram| datagrams.push(datagram));
     }
     packer.flush_and_repeat(512, &mut |datagram| datagrams.push(datagram));
     assert_eq!(datagrams.iter().map(Bytes::len).collect::<Vec<_>>(), [1434, 122 + 98, 122]);
@@ -134,7 +158,7 @@ fn the_end_of_a_packet_is_repeated_and_no_other_packet() {
     // What fits into one datagram, and what is too large, goes once.
     for (bytes, count) in [(900, 1), (2400, 2)] {
         let mut count_left = count;
-        packer.push(1434, 0, &[], &vec![3; bytes], &mut |_| count_left -= 1);
+        packer.push(1434, NONE, &[], &vec![3; bytes], &mut |_| count_left -= 1);
         packer.flush_and_repeat(512, &mut |_| count_left -= 1);
         assert_eq!(count_left, 0, "{bytes}");
     }
@@ -171,9 +195,11 @@ fn survivors(guarded: usize, lost: usize) -> Vec<u8> {
     let mut packer = Packer::default();
     let mut datagrams = Vec::new();
     let packet = super_frame(SEGMENTS);
-    packer.push(1400, guarded, &packet[..18], &packet[18..], &mut |datagram| datagrams.push(datagram));
+    packer.push(1400, Redundancy { headers: guarded, parity: false }, &packet[..18], &packet[18..], &mut |datagram| {
+        datagrams.push(datagram);
+    });
     // What follows tells that nothing more will come.
-    packer.push(1400, 0, &[9; 18], &[9; 6000], &mut |datagram| datagrams.push(datagram));
+    packer.push(1400, NONE, &[9; 18], &[9; 6000], &mut |datagram| datagrams.push(datagram));
     packer.flush(&mut |datagram| datagrams.push(datagram));
     datagrams.remove(lost);
     let (out, _) = unpack(&datagrams);
@@ -207,9 +233,11 @@ fn a_lost_datagram_costs_the_segments_that_it_carried() {
 fn headers_that_are_sent_twice_change_nothing_else() {
     let mut packer = Packer::default();
     let mut datagrams = Vec::new();
-    let packets = [super_frame(3), vec![5; 100], super_frame(10), vec![6; 4000]];
+    let packets = [super_frame(20), vec![5; 100], super_frame(40), vec![6; 4000]];
     for packet in &packets {
-        packer.push(1400, 72, &packet[..18], &packet[18..], &mut |datagram| datagrams.push(datagram));
+        packer.push(1400, Redundancy { headers: 72, parity: false }, &packet[..18], &packet[18..], &mut |datagram| {
+            datagrams.push(datagram);
+        });
     }
     packer.flush(&mut |datagram| datagrams.push(datagram));
     let (out, mut reassembler) = unpack(&datagrams);
@@ -225,13 +253,13 @@ fn a_path_that_reorders_is_given_more_time() {
     let mut complete = 0;
     for _ in 0..50 {
         let mut datagrams = Vec::new();
-        packer.push(1000, 0, &[7; 18], &[7; 20_000], &mut |datagram| datagrams.push(datagram));
+        packer.push(1000, NONE, &[7; 18], &[7; 20_000], &mut |datagram| datagrams.push(datagram));
         packer.flush(&mut |datagram| datagrams.push(datagram));
         // The third one comes eight later, behind the frame's end or not.
         let late = datagrams.remove(12);
         datagrams.push(late);
         let mut next = Vec::new();
-        packer.push(1000, 0, &[8; 18], &[8; 10_000], &mut |datagram| next.push(datagram));
+        packer.push(1000, NONE, &[8; 18], &[8; 10_000], &mut |datagram| next.push(datagram));
         packer.flush(&mut |datagram| next.push(datagram));
         let late = datagrams.pop().unwrap();
         next.insert(8, late);
@@ -255,7 +283,7 @@ fn incomplete_frames_pin_bounded_memory() {
 
 #[test]
 fn contradicting_headers_are_malformed() {
-    for (offset, total) in [(5, 5), (9, 5), (0, PACKET_BYTES_MAX + 1)] {
+    for (offset, total) in [(9, 5), (0, PACKET_BYTES_MAX + 1)] {
         let mut datagram = ChunkHeader { id: 0, offset, total, short: 0 }.encode().to_vec();
         datagram.extend([0; 100]);
         let (out, mut reassembler) = unpack([&Bytes::from(datagram)]);

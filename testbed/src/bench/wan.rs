@@ -49,7 +49,8 @@ pub(super) fn measure(settings: &Settings, options: &Options) -> Result<Wan> {
         lab.place_guest(guest, host, "blue")?;
     }
     lab.await_contact("vm1", "vm2")?;
-    let plans = plans();
+    let mut plans = plans();
+    plans.retain(|plan| options.path.is_empty() || options.path.iter().any(|part| plan.name.contains(part)));
     let mut cases: Vec<Case> = plans.iter().map(|plan| Case::new(&plan.name)).collect();
     for round in 0..options.rounds {
         for (plan, case) in plans.iter().zip(&mut cases) {
