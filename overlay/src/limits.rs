@@ -58,6 +58,33 @@ pub const RELEASE_INTERVAL: Duration = Duration::from_millis(1);
 pub const RELEASE_FRAMES: usize = 128;
 /// See [`RELEASE_INTERVAL`].
 pub const RELEASE_BYTES: usize = 64 * 1024;
+/// How long a host remembers frames to groups for a guest that comes: as long as their copies may wait where it was, and
+/// a second for the way.
+pub const HEARD_TIME: Duration = Duration::from_secs(6);
+/// Frames that it remembers: 1.5 MiB, three seconds of the most that one port may flood.
+pub const HEARD_FRAMES_MAX: usize = 65_536;
+/// How much earlier than its copy was taken a frame may have come to the host that gets the copy: twice the way of half
+/// a second's round trip.
+pub const PARCEL_EARLY_MAX: Duration = Duration::from_millis(500);
+/// How much later.
+pub const PARCEL_LATE_MAX: Duration = Duration::from_millis(250);
+/// How long a copy waits for the frame itself, which may come by a longer way, before it is delivered in its place.
+pub const PARCEL_STRAY_TIME: Duration = Duration::from_millis(250);
+/// Copies that wait so: 16 MiB if all of them are super-frames.
+pub const PARCEL_STRAYS_MAX: usize = 256;
+/// How long the guest's host waits for the copies of frames that came before the guest, to keep their order.
+pub const CATCH_UP_TIME: Duration = Duration::from_millis(100);
+/// How long it keeps later frames back at most, whatever else waits.
+pub const CATCH_UP_TIME_MAX: Duration = Duration::from_millis(500);
+/// Frames that it keeps back, or [`HOLD_BYTES_MAX`].
+pub const CATCH_UP_FRAMES_MAX: usize = 4_096;
+/// How long the host that a guest has left sends copies on once the guest runs elsewhere: senders may not know yet that
+/// the other host has a port in the network.
+pub const PARCEL_AFTER_TIME: Duration = Duration::from_secs(1);
+/// How long copies are taken once the guest runs: longer than they are sent.
+pub const PARCEL_TAKE_TIME: Duration = Duration::from_secs(3);
+/// How long copies are taken of frames for a guest whose new host does not say that it runs.
+pub const PARCEL_TIME_MAX: Duration = Duration::from_secs(30);
 /// How long after its arrival here frames may come in that a guest sent from where it was before.
 pub const STRAGGLER_TIME: Duration = Duration::from_secs(1);
 /// How long frames may still come out of a TAP that an address sent before its port was taken out of the bridge.

@@ -23,8 +23,10 @@ mod answer;
 mod claiming;
 mod departing;
 mod forwarding;
+mod heard;
 mod hold;
 mod migrating;
+mod parcels;
 mod segment;
 mod service;
 mod takeover;
@@ -65,6 +67,7 @@ pub struct Switch {
     /// Addresses that have arrived, and whose frames follow in slices.
     releasing: BTreeSet<(NetworkId, Mac)>,
     release_at: Option<Instant>,
+    escort_timers: BTreeSet<(Instant, NetworkId, Mac)>,
     effects: VecDeque<SwitchEffect>,
     reply: Vec<u8>,
     drops: DropCounters,
@@ -99,6 +102,24 @@ pub enum SwitchEffect {
         network: NetworkId,
         /// Virtio-net header and frame.
         packet: Vec<u8>,
+    },
+    /// Write a packet to the port of this guest alone, past the bridge.
+    DeliverTo {
+        /// The network.
+        network: NetworkId,
+        /// The guest's address.
+        mac: Mac,
+        /// Virtio-net header and frame.
+        packet: Vec<u8>,
+    },
+    /// Have the bridge pass what it floods to the port of this guest, or not, from the next frame on.
+    Flood {
+        /// The network.
+        network: NetworkId,
+        /// The guest's address.
+        mac: Mac,
+        /// Whether it does.
+        on: bool,
     },
     /// For the control plane.
     Upward(Upward),
@@ -255,6 +276,7 @@ impl Switch {
             hold_budget: HoldBudget::default(),
             releasing: BTreeSet::new(),
             release_at: None,
+            escort_timers: BTreeSet::new(),
             effects: VecDeque::new(),
             reply: Vec::new(),
             drops: DropCounters::default(),
@@ -340,10 +362,11 @@ impl Switch {
 
     /// When [`Switch::handle_timeout`] has something to do.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.timers.first().map(|(at, _, _)| *at).into_iter().chain(self.release_at).min()
+        let firsts = [self.timers.first(), self.escort_timers.first()];
+        firsts.into_iter().flatten().map(|(at, _, _)| *at).chain(self.release_at).min()
     }
 
-    /// Does what is due.
+    /// Does what is due. The effects must be carried out before another frame is taken.
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.release_at.is_some_and(|at| at <= now) {
             self.release_at = None;
@@ -360,6 +383,9 @@ impl Switch {
                 binding.deadline = None;
                 self.on_deadline(now, network, mac);
             }
+        }
+        while let Some(&(_, network, mac)) = self.escort_timers.first().filter(|(at, _, _)| *at <= now) {
+            self.on_escort_deadline(now, network, mac);
         }
     }
 

@@ -19,6 +19,7 @@ pub mod image;
 pub mod ip;
 pub mod message;
 pub mod nd;
+pub mod parcel;
 pub mod too_big;
 pub mod udp;
 

@@ -102,7 +102,11 @@ impl World {
                 }
             }
             SwitchEffect::Transmit { to, header, packet } => self.transmit(host, to, header, packet),
-            SwitchEffect::Deliver { network, packet } => self.deliver(host, network, &packet),
+            SwitchEffect::Deliver { network, packet } | SwitchEffect::DeliverTo { network, packet, .. } => {
+                self.deliver(host, network, &packet);
+            }
+            // No VM moves here: `scenarios::moves` is about that.
+            SwitchEffect::Flood { .. } => {}
             SwitchEffect::Upward(upward) => {
                 self.note_upward(host, &upward);
                 let now = self.hosts[host].now(self.now);
@@ -286,7 +290,8 @@ impl World {
         match agent.switch.egress(now, id, header, &packet) {
             Egress::Deliver => self.deliver(to, header.network, &packet),
             Egress::Forward(next, header) => self.transmit(to, next, header, packet),
-            Egress::Hold(mac, header) => agent.switch.hold(header.network, mac, header, packet),
+            Egress::Hold(mac, header) => agent.switch.hold(now, header.network, mac, header, packet),
+            Egress::Taken => {}
             Egress::Drop(reason) => self.note_drop(&packet, reason),
         }
         self.settle(to);
@@ -309,7 +314,7 @@ impl World {
                 let reply = reply.to_vec();
                 self.deliver(host, network, &reply);
             }
-            Ingress::Hold(mac, header) => agent.switch.hold(network, mac, header, packet),
+            Ingress::Hold(mac, header) => agent.switch.hold(now, network, mac, header, packet),
             Ingress::Drop(reason) => self.note_drop(&packet, reason),
         }
     }

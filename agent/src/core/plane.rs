@@ -5,7 +5,7 @@ use crate::engine::{EngineHandle, LinkLimits, PortConfig};
 use crate::netdev::Tap;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use virtuoso_overlay::ids::{HostId, NetworkId};
+use virtuoso_overlay::ids::{HostId, Mac, NetworkId};
 use virtuoso_overlay::switch::Switch;
 use virtuoso_overlay::time::Instant;
 
@@ -26,6 +26,7 @@ enum Work {
     LimitLink(HostId, LinkLimits),
     SetCertificate(Vec<u8>),
     Forget(HostId),
+    ForgetGuest(NetworkId, Mac),
 }
 
 impl Plane {
@@ -67,6 +68,11 @@ impl Plane {
         self.queue.push_back(Work::Forget(host));
     }
 
+    /// The port of a guest is gone.
+    pub(super) fn forget_guest(&mut self, network: NetworkId, mac: Mac) {
+        self.queue.push_back(Work::ForgetGuest(network, mac));
+    }
+
     /// Hands the engine all that waits. The engine takes commands within a millisecond and never waits for the core.
     pub(super) async fn flush(&mut self) -> anyhow::Result<()> {
         while let Some(work) = self.queue.pop_front() {
@@ -78,6 +84,7 @@ impl Plane {
                 Work::LimitLink(host, limits) => self.engine.limit_link(host, limits).await?,
                 Work::SetCertificate(certificate) => self.engine.set_certificate(certificate).await?,
                 Work::Forget(host) => self.engine.forget(host).await?,
+                Work::ForgetGuest(network, mac) => self.engine.set_guest(network, mac, None).await?,
             }
         }
         Ok(())

@@ -3,6 +3,7 @@
 use super::networks::{self, device_error, not_a_member};
 use super::{Core, Handle};
 use crate::control::problem::{ApiError, ErrorCode};
+use crate::engine::EngineHandle;
 use crate::name::Name;
 use crate::netdev::{Netdev, Rest};
 use crate::vm::{Nic, Spec, TotalUsage};
@@ -94,13 +95,37 @@ impl Sockets {
 
     /// Frames for these interfaces wait from now on, whose VM comes from `holder`.
     pub async fn expect(&self, nics: &[Nic], holder: HostId) -> Result<(), ApiError> {
-        for (network, mac) in self.addresses(nics).await? {
-            let call = move |core: &mut Core| {
-                core.plane.switch(move |switch, now| switch.expect_move(now, network, mac, holder));
-            };
-            self.core.call(call).await?;
+        for nic in nics {
+            let (engine, network) = self.show(nic).await?;
+            let mac = nic.mac.0;
+            engine.call(move |switch, now| switch.expect_move(now.mono, network, mac, holder)).await?;
         }
         Ok(())
+    }
+
+    /// The guest of an interface runs: it hears what is for groups, what it has missed first.
+    pub async fn let_hear(&self, nic: &Nic) -> Result<(), ApiError> {
+        let (engine, network) = self.show(nic).await?;
+        let mac = nic.mac.0;
+        Ok(engine.cut(network, move |switch, now| switch.handle_running(now.mono, network, mac)).await?)
+    }
+
+    /// The guests of these interfaces run at another host.
+    pub async fn end_copies(&self, addresses: Vec<(NetworkId, Mac)>) -> Result<(), ApiError> {
+        let engine = self.core.call(|core| core.plane.engine()).await?;
+        let end = engine.call(move |switch, now| {
+            addresses.into_iter().for_each(|(network, mac)| switch.end_copies(now.mono, network, mac));
+        });
+        Ok(end.await?)
+    }
+
+    /// Shows the engine where an interface is.
+    async fn show(&self, nic: &Nic) -> Result<(EngineHandle, NetworkId), ApiError> {
+        let network = self.network_of(nic).await?;
+        let index = self.netdev.interface(&nic.tap).await.map_err(device_error)?.index;
+        let engine = self.core.call(|core| core.plane.engine()).await?;
+        engine.set_guest(network, nic.mac.0, Some(index)).await?;
+        Ok((engine, network))
     }
 
     /// The VM of these interfaces is here, or does not come.
@@ -114,19 +139,18 @@ impl Sockets {
         Ok(())
     }
 
-    /// Lets the guest of an interface that was prepared hear and speak: in its own name.
+    /// Lets the guest of an interface that was prepared speak, in its own name, and hear what is for it.
     pub async fn open(&self, nic: &Nic) -> Result<(), ApiError> {
         let network = self.network_of(nic).await?;
         let mac = (!nic.spoofing).then_some(nic.mac.0);
         self.netdev.let_speak(network, &nic.tap, mac).await.map_err(device_error)
     }
 
-    /// Plugs an interface in again that was closed.
+    /// Plugs an interface in again that was closed, and lets it speak and hear what is for it.
     pub async fn plug_again(&self, nic: &Nic) -> Result<(), ApiError> {
         let network = self.network_of(nic).await?;
-        self.netdev.attach(network, &nic.tap).await.map_err(device_error)?;
-        self.lock(network, nic).await;
-        Ok(())
+        self.netdev.attach_silent(network, &nic.tap).await.map_err(device_error)?;
+        self.open(nic).await
     }
 
     /// Takes the addresses that a VM's former host has signed over. What the VM says passes from then on.
@@ -140,10 +164,9 @@ impl Sockets {
 
     /// Frames of this host for an interface, whose VM is about to be paused, wait from now on.
     pub async fn hold(&self, nic: &Nic) -> Result<(), ApiError> {
-        let network = self.network_of(nic).await?;
+        let (engine, network) = self.show(nic).await?;
         let mac = nic.mac.0;
-        let engine = self.core.call(|core| core.plane.engine()).await?;
-        Ok(engine.call(move |switch, now| switch.begin_move(now.mono, network, mac)).await?)
+        Ok(engine.cut(network, move |switch, now| switch.begin_move(now.mono, network, mac)).await?)
     }
 
     /// Takes an interface out of its network, whose VM is paused and about to leave. What is still on its way to it is
@@ -159,7 +182,7 @@ impl Sockets {
         match rest {
             Ok(packets) => {
                 tracing::debug!(tap = nic.tap, frames = packets.len(), "Took back what was on its way to a VM");
-                engine.call(move |switch, _| switch.bring_back(network, mac, packets)).await?;
+                engine.call(move |switch, now| switch.bring_back(now.mono, network, mac, packets)).await?;
             }
             Err(error) => tracing::warn!(tap = nic.tap, "Can't read what was on its way to a VM: {error:#}"),
         }
@@ -239,6 +262,7 @@ impl Core {
     fn unplug(&mut self, tap: &str) {
         let Some(nic) = self.guests.plugged.remove(tap) else { return };
         if let Ok(row) = self.find_network(&nic.network) {
+            self.plane.forget_guest(row.id, nic.mac.0);
             self.plane.switch(move |switch, now| {
                 switch.unguard(row.id, nic.mac.0);
                 switch.retire(now, row.id, nic.mac.0);

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
-use virtuoso_overlay::ids::{HostId, NetworkId};
+use virtuoso_overlay::ids::{HostId, Mac, NetworkId};
 use virtuoso_overlay::switch::Switch;
 use virtuoso_overlay::time::Now;
 
@@ -30,6 +30,10 @@ pub(super) enum Command {
     Forget(HostId),
     SetCertificate(Vec<u8>),
     Call(Call),
+    /// Run something, between what the network's port brought before and what it brings later.
+    Cut(NetworkId, Call, oneshot::Sender<()>),
+    /// Where a guest's port is: an interface by its index.
+    SetGuest(NetworkId, Mac, Option<u32>),
     Info(oneshot::Sender<EngineInfo>),
     Stop(oneshot::Sender<()>),
 }
@@ -127,6 +131,25 @@ impl EngineHandle {
     /// If the engine has stopped.
     pub async fn cast(&self, call: impl FnOnce(&mut Switch, Now) + Send + 'static) -> Result<()> {
         self.send(Command::Call(Box::new(call))).await
+    }
+
+    /// Runs `call` on the switch, when all that the network's port has is through, and carries out what it leads to
+    /// before another frame is taken. It must be short.
+    ///
+    /// # Errors
+    /// If the engine has stopped.
+    pub async fn cut(&self, network: NetworkId, call: impl FnOnce(&mut Switch, Now) + Send + 'static) -> Result<()> {
+        let (done, answer) = oneshot::channel();
+        self.send(Command::Cut(network, Box::new(call), done)).await?;
+        answer.await.map_err(|_| stopped())
+    }
+
+    /// Tells where the port of a guest is that moves: an interface by the kernel's index, or nowhere any more.
+    ///
+    /// # Errors
+    /// If the engine has stopped.
+    pub async fn set_guest(&self, network: NetworkId, mac: Mac, index: Option<u32>) -> Result<()> {
+        self.send(Command::SetGuest(network, mac, index)).await
     }
 
     /// Takes a snapshot of links, ports and counters.

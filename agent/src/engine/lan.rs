@@ -5,10 +5,11 @@ use super::connection::frame_bytes;
 use super::links::Links;
 use super::port::{Port, PortConfig};
 use super::stats::{PortInfo, TrafficCounters};
+use crate::netdev::GuestPorts;
 use std::collections::BTreeMap;
 use std::io;
 use virtuoso_overlay::drop_reason::DropReason;
-use virtuoso_overlay::ids::{HostId, NetworkId};
+use virtuoso_overlay::ids::{HostId, Mac, NetworkId};
 use virtuoso_overlay::offload::{Coalescer, Segmenter};
 use virtuoso_overlay::packet::PacketBuffer;
 use virtuoso_overlay::switch::{Egress, Ingress, NetworkSpec, Switch};
@@ -23,6 +24,9 @@ const FRAMES_PER_TURN: usize = 256;
 const BYTES_PER_TURN_MIN: usize = 64 << 10;
 const FRAMES_PER_TURN_MIN: usize = 64;
 
+/// Turns in which a port's queue is empty, or it is full faster than it can be read.
+const TURNS_PER_DRAIN: usize = 8;
+
 /// A packet that goes on to another host.
 type Forward = (HostId, FrameHeader, PacketBuffer);
 
@@ -36,6 +40,9 @@ pub(super) struct Lan {
     packet: PacketBuffer,
     /// What a batch from the links brought for other hosts.
     forwards: Vec<Forward>,
+    /// The ports of guests that move, by their interfaces' indices, and the ways to them.
+    guests: BTreeMap<(NetworkId, Mac), u32>,
+    guest_ports: GuestPorts,
 }
 
 /// How much a port brought in one turn.
@@ -71,7 +78,9 @@ impl Turn<'_> {
                 self.port.deliver(self.segmenter, reply);
                 self.port.traffic.drops.count(reason);
             }
-            Ingress::Hold(mac, header) => self.switch.hold(self.network, mac, header, packet.to_vec()),
+            Ingress::Hold(mac, header) => {
+                self.switch.hold(tick.now.mono, self.network, mac, header, packet.to_vec());
+            }
             Ingress::Drop(reason) => self.port.traffic.drops.count(reason),
         }
     }
@@ -86,6 +95,8 @@ impl Lan {
             coalescer: Coalescer::default(),
             packet: PacketBuffer::new(),
             forwards: Vec::new(),
+            guests: BTreeMap::new(),
+            guest_ports: GuestPorts::default(),
         }
     }
 
@@ -141,6 +152,16 @@ impl Lan {
         result.map(|()| haul)
     }
 
+    /// Reads all that one port has now, within what a few turns bring.
+    pub(super) fn drain_port(&mut self, tick: Tick, network: NetworkId, links: &mut Links) {
+        for _ in 0..TURNS_PER_DRAIN {
+            // What is wrong with a port is found out when its turn comes.
+            if !self.read_port(tick, network, links).is_ok_and(|haul| haul.packets > 0) {
+                return;
+            }
+        }
+    }
+
     /// Takes one packet that the link to `from` brought: to a port, into the switch's arms, or on to another host, for
     /// which [`Lan::send_forwards`] must be called. HOT PATH.
     pub(super) fn take(&mut self, tick: Tick, from: HostId, traffic: &mut TrafficCounters, packet: &[u8]) {
@@ -153,7 +174,10 @@ impl Lan {
         match self.switch.egress(tick.now.mono, from, header, packet) {
             Egress::Deliver => self.deliver(header.network, packet),
             Egress::Forward(to, header) => self.forwards.push((to, header, PacketBuffer::holding(packet))),
-            Egress::Hold(mac, header) => self.switch.hold(header.network, mac, header, packet.to_vec()),
+            Egress::Hold(mac, header) => {
+                self.switch.hold(tick.now.mono, header.network, mac, header, packet.to_vec());
+            }
+            Egress::Taken => {}
             Egress::Drop(reason) => traffic.drops.count(reason),
         }
     }
@@ -169,6 +193,30 @@ impl Lan {
     pub(super) fn deliver(&mut self, network: NetworkId, packet: &[u8]) {
         if let Some(port) = self.ports.get_mut(&network) {
             port.deliver(&mut self.segmenter, packet);
+        }
+    }
+
+    /// Where the port of a guest is that moves.
+    pub(super) fn set_guest(&mut self, network: NetworkId, mac: Mac, index: Option<u32>) {
+        match index {
+            Some(index) => drop(self.guests.insert((network, mac), index)),
+            None => drop(self.guests.remove(&(network, mac))),
+        }
+    }
+
+    /// Writes a packet to the port of one guest alone.
+    pub(super) fn deliver_to(&mut self, network: NetworkId, mac: Mac, packet: &[u8]) {
+        let Self { ports, guests, guest_ports, .. } = self;
+        if let (Some(port), Some(index)) = (ports.get_mut(&network), guests.get(&(network, mac))) {
+            port.deliver_aside(packet, |header, frame| guest_ports.send(*index, header, frame));
+        }
+    }
+
+    /// Has the bridge pass what it floods to the port of a guest, or not.
+    pub(super) fn flood(&mut self, network: NetworkId, mac: Mac, on: bool) {
+        let Some(index) = self.guests.get(&(network, mac)) else { return };
+        if let Err(error) = self.guest_ports.flood(*index, on) {
+            tracing::warn!(%mac, on, %error, "Can't change whether a guest hears what is for groups");
         }
     }
 

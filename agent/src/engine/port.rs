@@ -72,13 +72,34 @@ impl Port {
         }
     }
 
-    fn write(&mut self, segmenter: &mut Segmenter, packet: &[u8]) -> Result<usize, DropReason> {
+    /// Gives a packet of untrusted origin to `send`, which takes it past the bridge: its virtio-net header is rebuilt.
+    pub(super) fn deliver_aside(
+        &mut self,
+        packet: &[u8],
+        send: impl FnOnce(&[u8; VNET_BYTES], &[u8]) -> io::Result<()>,
+    ) {
+        let sent = self.checked(packet).and_then(|(header, frame)| {
+            send(&header.encode(), frame).map(|()| frame.len()).map_err(|_| DropReason::PortRefused)
+        });
+        match sent {
+            Ok(bytes) => self.traffic.sent(bytes),
+            Err(reason) => self.traffic.drops.count(reason),
+        }
+    }
+
+    /// The frame and the header that the kernel may see.
+    fn checked<'a>(&self, packet: &'a [u8]) -> Result<(VnetHdr, &'a [u8]), DropReason> {
         let (header, frame) = packet.split_first_chunk::<VNET_BYTES>().ok_or(DropReason::Malformed)?;
         let header =
             VnetHdr::decode(header).and_then(|wish| wish.rebuild(frame)).map_err(|_| DropReason::BadOffload)?;
         if frame.len() > self.mtu + ETHERNET_BYTES && header.packet_bytes(frame) > self.mtu {
             return Err(DropReason::TooBig);
         }
+        Ok((header, frame))
+    }
+
+    fn write(&mut self, segmenter: &mut Segmenter, packet: &[u8]) -> Result<usize, DropReason> {
+        let (header, frame) = self.checked(packet)?;
         if self.offloads.take(&header) {
             match self.tap.write(&header.encode(), frame) {
                 Ok(()) => return Ok(frame.len()),

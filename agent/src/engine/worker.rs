@@ -281,6 +281,8 @@ impl Worker {
                 self.links.send(tick, to, &header, &mut PacketBuffer::holding(&packet));
             }
             SwitchEffect::Deliver { network, packet } => self.lan.deliver(network, &packet),
+            SwitchEffect::DeliverTo { network, mac, packet } => self.lan.deliver_to(network, mac, &packet),
+            SwitchEffect::Flood { network, mac, on } => self.lan.flood(network, mac, on),
             SwitchEffect::Upward(upward) => self.events.emit(EngineEvent::Switch(upward)),
         }
     }
@@ -312,6 +314,7 @@ impl Worker {
     fn handle_timeouts(&mut self, tick: Tick) {
         self.links.handle_timeouts(tick);
         self.lan.switch.handle_timeout(tick.now.mono);
+        self.carry_out(tick);
         if self.housekeeping_at <= tick.at {
             self.housekeeping_at = tick.at + HOUSEKEEPING;
             self.links.expire(tick);
@@ -349,6 +352,14 @@ impl Worker {
             Command::Forget(host) => self.links.forget(tick, host),
             Command::SetCertificate(certificate) => self.links.set_certificate(certificate),
             Command::Call(call) => call(&mut self.lan.switch, tick.now),
+            Command::Cut(network, call, done) => {
+                self.lan.drain_port(tick, network, &mut self.links);
+                call(&mut self.lan.switch, tick.now);
+                self.carry_out(tick);
+                // An asker that no longer waits has no use for an answer.
+                let _ = done.send(());
+            }
+            Command::SetGuest(network, mac, index) => self.lan.set_guest(network, mac, index),
             // The caller has taken it out.
             Command::Stop(done) => drop(done),
         }

@@ -55,7 +55,8 @@ impl Netdev {
         self.change(message, format!("to silence port {name} of bridge {}", bridge_name(network))).await
     }
 
-    /// Lets a silent port hear and speak: as `mac` only, if one is given. This is quick.
+    /// Lets a silent port speak: as `mac` only, if one is given, and hear what is for that. This is quick. What the
+    /// bridge floods still passes it by (see [`super::GuestPorts::flood`]).
     ///
     /// # Errors
     /// If there is no such port, or the right is missing.
@@ -64,8 +65,7 @@ impl Netdev {
         if let Some(mac) = mac {
             self.set_fdb_at(index, port, mac).await?;
         }
-        let message = LinkBridgePort::new(index).learning(mac.is_none()).locked(mac.is_some());
-        let message = message.flood(true).mcast_flood(true).bcast_flood(true).build();
+        let message = LinkBridgePort::new(index).learning(mac.is_none()).locked(mac.is_some()).build();
         self.change(message, format!("to let port {port} of bridge {} speak", bridge_name(network))).await
     }
 

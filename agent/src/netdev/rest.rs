@@ -44,7 +44,7 @@ impl Rest {
         }
     }
 
-    /// Takes the frames for `mac` out: each behind a virtio-net header.
+    /// Takes the frames for `mac` and for groups out: each behind a virtio-net header.
     ///
     /// # Errors
     /// If the TAP can't be read.
@@ -61,7 +61,7 @@ impl Rest {
         for _ in 0..FRAMES_MAX {
             let Some(length) = read(&self.fd, &mut buffer).context("Can't read a TAP")? else { break };
             let Some(frame) = buffer.get(header..length) else { continue };
-            if EthernetView::new_checked(frame).is_ok_and(|view| view.dst() == mac) {
+            if EthernetView::new_checked(frame).is_ok_and(|view| view.dst() == mac || view.dst().is_group()) {
                 packets.push([&buffer[..VNET_BYTES], frame].concat());
             }
         }

@@ -14,6 +14,7 @@ use crate::wire::beacon;
 use crate::wire::ethernet::{self, EthernetView};
 use crate::wire::frame::{Flags, FrameHeader, VNET_BYTES};
 use crate::wire::message::Message;
+use crate::wire::parcel;
 
 /// What becomes of a packet that a port of this host sent.
 #[derive(Debug, PartialEq, Eq)]
@@ -39,13 +40,15 @@ pub enum Egress {
     Forward(HostId, FrameHeader),
     /// Its destination is between two hosts: pass the whole packet to [`Switch::hold`].
     Hold(Mac, FrameHeader),
+    /// The effects say what becomes of it.
+    Taken,
     /// It goes nowhere.
     Drop(DropReason),
 }
 
 impl Switch {
-    /// Decides where a packet goes that the port of `network` sent. `head` holds its first bytes (all of a short one,
-    /// at least 256 of a long one), `len` is its whole length, both with the virtio-net header.
+    /// Decides where a packet goes that the port of `network` sent. `head` holds its first bytes (all of a short one
+    /// and of one to a group, at least 256 of another), `len` is its whole length, both with the virtio-net header.
     // HOT PATH
     pub fn ingress(&mut self, now: Instant, network: NetworkId, head: &[u8], len: usize) -> Ingress<'_> {
         let Some((vnet, frame)) = head.split_at_checked(VNET_BYTES) else {
@@ -94,6 +97,7 @@ impl Switch {
             if answer::from_claims(segment, &view, src, lapsed, &mut self.reply) {
                 return Ingress::Reply(&self.reply, DropReason::Answered);
             }
+            self.hear_group(now, network, head);
             return self.flood(now, network, header);
         }
         match segment.bindings.get(&dst) {
@@ -113,6 +117,9 @@ impl Switch {
         let Some(segment) = self.segments.get(&network) else { return Egress::Drop(DropReason::UnknownNetwork) };
         if !header.flags.has(Flags::VNET) {
             return Egress::Drop(DropReason::Malformed);
+        }
+        if header.flags == parcel::FLAGS {
+            return self.take_parcel(now, from, header, head);
         }
         let Some(Ok(view)) = head.get(VNET_BYTES..).map(EthernetView::new_checked) else {
             return Egress::Drop(DropReason::Malformed);
@@ -136,6 +143,7 @@ impl Switch {
         }
         let deliver = if segment.attached { Egress::Deliver } else { Egress::Drop(DropReason::UnknownNetwork) };
         if dst.is_group() {
+            self.hear_group(now, network, head);
             return deliver;
         }
         match segment.bindings.get(&dst) {
@@ -173,18 +181,13 @@ impl Switch {
     }
 
     /// Keeps a packet until its destination has arrived somewhere.
-    pub fn hold(&mut self, network: NetworkId, mac: Mac, header: FrameHeader, packet: Vec<u8>) {
-        let binding = self.segments.get_mut(&network).and_then(|segment| segment.bindings.get_mut(&mac));
-        let held = binding.is_some_and(|binding| {
-            let held = binding.held.push(&mut self.hold_budget, Held { header, packet });
-            binding.counts.buffered += u64::from(held);
-            binding.counts.lost += u64::from(!held);
-            binding.counts.arrived += u64::from(header.flags.has(Flags::FORWARDED));
-            held
-        });
-        if !held {
-            self.drops.count(DropReason::HoldOverflow);
+    pub fn hold(&mut self, now: Instant, network: NetworkId, mac: Mac, header: FrameHeader, packet: Vec<u8>) {
+        let mut held = Held { header, packet };
+        let counts = held.date(now);
+        if let Some(binding) = self.binding(network, mac).filter(|_| counts) {
+            binding.counts.arrived += 1;
         }
+        self.keep(network, mac, held);
     }
 
     fn flood(&mut self, now: Instant, network: NetworkId, header: FrameHeader) -> Ingress<'_> {

@@ -7,6 +7,7 @@ use crate::ids::{Mac, NetworkId};
 use crate::limits::{HOLD_BYTES_MAX, HOLD_TOTAL_BYTES_MAX, RELEASE_BYTES, RELEASE_FRAMES, RELEASE_INTERVAL};
 use crate::time::Instant;
 use crate::wire::frame::{Flags, FrameHeader};
+use crate::wire::parcel::{self, Parcel};
 use std::collections::VecDeque;
 
 /// A packet (virtio-net header and frame) that waits, with the header it came or would go with.
@@ -72,7 +73,47 @@ impl HeldFrames {
     }
 }
 
+impl Held {
+    fn is_parcel(&self) -> bool {
+        self.header.flags == parcel::FLAGS
+    }
+
+    /// Takes note of when it came. Whether it counts as one that another host has sent on.
+    pub(super) fn date(&mut self, now: Instant) -> bool {
+        if !self.is_parcel() {
+            return self.header.flags.has(Flags::FORWARDED);
+        }
+        let Ok(Parcel { time, counts, .. }) = parcel::open(&self.packet) else { return false };
+        parcel::set_time(&mut self.packet, now.0.saturating_sub(time));
+        counts
+    }
+
+    /// Makes it ready to be sent on.
+    fn undate(&mut self, now: Instant) {
+        let Ok(Parcel { time, .. }) = parcel::open(&self.packet) else { return };
+        if self.is_parcel() {
+            parcel::set_time(&mut self.packet, now.0.saturating_sub(time));
+            parcel::set_counts(&mut self.packet);
+        }
+    }
+}
+
 impl Switch {
+    /// Adds to what waits for an address.
+    pub(super) fn keep(&mut self, network: NetworkId, mac: Mac, held: Held) {
+        let budget = &mut self.hold_budget;
+        let binding = self.segments.get_mut(&network).and_then(|segment| segment.bindings.get_mut(&mac));
+        let is_kept = binding.is_some_and(|binding| {
+            let is_kept = binding.held.push(budget, held);
+            binding.counts.buffered += u64::from(is_kept);
+            binding.counts.lost += u64::from(!is_kept);
+            is_kept
+        });
+        if !is_kept {
+            self.drops.count(DropReason::HoldOverflow);
+        }
+    }
+
     /// The address has arrived: what waited for it follows, in order.
     pub(super) fn release_held(&mut self, now: Instant, network: NetworkId, mac: Mac) {
         self.releasing.insert((network, mac));
@@ -88,12 +129,20 @@ impl Switch {
             let arrived = binding.filter(|binding| !matches!(binding.state, State::Departed { .. }));
             let next =
                 arrived.and_then(|b| Some((b.held.pop(&mut self.hold_budget)?, b.claim.holder, b.state.is_ours())));
-            let Some((Held { header, packet }, to, is_ours)) = next else {
+            let Some((mut held, to, is_ours)) = next else {
                 self.releasing.remove(&(network, mac));
-                return;
+                return self.review_escort(now, network, mac);
             };
             frames += 1;
-            bytes += packet.len();
+            bytes += held.packet.len();
+            if is_ours && held.is_parcel() {
+                if let Ok(parcel) = parcel::open(&held.packet) {
+                    self.unpack(now, network, mac, parcel);
+                }
+                continue;
+            }
+            held.undate(now);
+            let Held { header, packet } = held;
             match header.hops.checked_sub(1) {
                 _ if is_ours => self.effects.push_back(SwitchEffect::Deliver { network, packet }),
                 Some(hops) => {

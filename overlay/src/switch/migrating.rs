@@ -8,7 +8,9 @@ use crate::claims::Claim;
 use crate::ids::{Epoch, HostId, Mac, NetworkId};
 use crate::limits::HOP_LIMIT;
 use crate::time::Instant;
-use crate::wire::frame::{Flags, FrameHeader};
+use crate::wire::ethernet::EthernetView;
+use crate::wire::frame::{Flags, FrameHeader, VNET_BYTES};
+use crate::wire::parcel;
 
 /// Frames for one address on this host, since it was last about to leave or to come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -32,15 +34,26 @@ impl Switch {
             binding.counts = MoveCounts::default();
         }
         self.depart(now, network, mac);
+        if self.binding(network, mac).is_some_and(|binding| binding.state.is_ours()) {
+            self.begin_copies(now, network, mac);
+        }
     }
 
-    /// Frames that were still on their way to the guest's port when it was paused: they go before those that came
-    /// later. Each is a packet behind a virtio-net header.
-    pub fn bring_back(&mut self, network: NetworkId, mac: Mac, packets: Vec<Vec<u8>>) {
-        let budget = &mut self.hold_budget;
+    /// Frames that were still on their way to the guest's port when it was paused, also those to groups: they go before
+    /// those that came later. Each is a packet behind a virtio-net header.
+    pub fn bring_back(&mut self, now: Instant, network: NetworkId, mac: Mac, packets: Vec<Vec<u8>>) {
+        let (budget, prober) = (&mut self.hold_budget, self.prober);
         let Some(binding) = self.segments.get_mut(&network).and_then(|s| s.bindings.get_mut(&mac)) else { return };
-        let header = FrameHeader { network, hops: HOP_LIMIT, flags: Flags::VNET };
         for packet in packets.into_iter().rev() {
+            let view = packet.get(VNET_BYTES..).map(EthernetView::new_checked);
+            let (flags, packet) = match view {
+                Some(Ok(view)) if view.dst().is_group() => {
+                    let Some(parcel) = parcel::pack(mac, prober, now.0, &packet) else { continue };
+                    (parcel::FLAGS, parcel)
+                }
+                _ => (Flags::VNET, packet),
+            };
+            let header = FrameHeader { network, hops: HOP_LIMIT, flags };
             match binding.held.push_front(budget, Held { header, packet }) {
                 true => binding.counts.buffered += 1,
                 false => binding.counts.lost += 1,
@@ -70,10 +83,12 @@ impl Switch {
         let binding = segment.bindings.entry(mac).or_insert_with(unknown);
         binding.is_expected = true;
         binding.counts = MoveCounts::default();
+        self.expect_parcels(network, mac, holder);
     }
 
     /// The VM of `mac` runs here, or does not come. What waits for it goes to where it is.
     pub fn end_expectation(&mut self, now: Instant, network: NetworkId, mac: Mac) {
+        self.expect_no_parcels(network, mac);
         let Some(binding) = self.binding(network, mac) else { return };
         if std::mem::take(&mut binding.is_expected) && binding.state == State::Remote {
             self.release_held(now, network, mac);

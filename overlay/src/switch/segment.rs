@@ -7,8 +7,10 @@ use crate::limits::DEPARTED_TIME;
 use crate::seeded::{SeededMap, SeededState};
 use crate::switch::hold::HeldFrames;
 use crate::switch::migrating::MoveCounts;
+use crate::switch::parcels::Escort;
 use crate::switch::service::Service;
 use crate::time::Instant;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 /// A network, as every host has it.
@@ -35,6 +37,8 @@ pub(super) struct Segment {
     /// Stations at this host's ports that may use one IPv4 address alone.
     pub(super) guards: SeededMap<Mac, Ipv4Addr>,
     pub(super) service: Option<Service>,
+    /// Guests that leave or come: what is done about frames to groups for them.
+    pub(super) escorts: BTreeMap<Mac, Escort>,
 }
 
 /// A claim and what this host does about it.
@@ -98,6 +102,7 @@ impl Segment {
             flood: FloodLimit::default(),
             guards: SeededMap::with_hasher(state),
             service: None,
+            escorts: BTreeMap::new(),
         }
     }
 

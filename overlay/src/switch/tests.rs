@@ -2,6 +2,7 @@
 
 mod departing;
 mod migrating;
+mod parcels;
 mod service;
 mod takeover;
 
@@ -90,7 +91,10 @@ impl Lab {
                 self.switches[to].handle_message(now, me, &message).unwrap();
             }
             SwitchEffect::Transmit { to, header, packet } if self.linked => self.arrive(from, to, header, packet),
-            SwitchEffect::Deliver { packet, .. } => self.delivered[from].push(packet),
+            SwitchEffect::Deliver { packet, .. } | SwitchEffect::DeliverTo { packet, .. } => {
+                self.delivered[from].push(packet);
+            }
+            SwitchEffect::Flood { .. } => {}
             SwitchEffect::Upward(Upward::FindPort { network, mac }) => {
                 self.switches[from].handle_port_found(now, network, mac, self.bridge_knows);
             }
@@ -104,7 +108,8 @@ impl Lab {
         match self.switches[to].egress(self.now, from, header, &packet) {
             Egress::Deliver => self.delivered[to].push(packet),
             Egress::Forward(next, header) => self.arrive(to, next, header, packet),
-            Egress::Hold(mac, header) => self.switches[to].hold(NET, mac, header, packet),
+            Egress::Hold(mac, header) => self.switches[to].hold(self.now, NET, mac, header, packet),
+            Egress::Taken => {}
             Egress::Drop(_) => {}
         }
     }
@@ -122,7 +127,7 @@ impl Lab {
                 return Some(reason);
             }
             Ingress::Hold(mac, header) => {
-                self.switches[host].hold(NET, mac, header, packet);
+                self.switches[host].hold(self.now, NET, mac, header, packet);
                 return None;
             }
             Ingress::Drop(reason) => {

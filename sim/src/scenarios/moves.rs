@@ -384,7 +384,7 @@ impl Crowd {
                 let hosts = hosts.to_vec();
                 hosts.into_iter().for_each(|to| self.transmit(host, to, header, packet.clone()));
             }
-            Ingress::Hold(mac, header) => self.switches[host].hold(id_of(network), mac, header, packet),
+            Ingress::Hold(mac, header) => self.switches[host].hold(now, id_of(network), mac, header, packet),
             Ingress::Reply(..) | Ingress::Drop(_) => {}
         }
     }
@@ -394,7 +394,8 @@ impl Crowd {
         match self.switches[to].egress(now, from, header, &packet) {
             Egress::Deliver => self.deliver(to, &packet),
             Egress::Forward(next, header) => self.transmit(to, next, header, packet),
-            Egress::Hold(mac, header) => self.switches[to].hold(header.network, mac, header, packet),
+            Egress::Hold(mac, header) => self.switches[to].hold(now, header.network, mac, header, packet),
+            Egress::Taken => {}
             Egress::Drop(_) => {}
         }
         self.settle(to);
@@ -419,7 +420,11 @@ impl Crowd {
                     self.pump(host, peer);
                 }
                 SwitchEffect::Transmit { to, header, packet } => self.transmit(host, to, header, packet),
-                SwitchEffect::Deliver { packet, .. } => self.deliver(host, &packet),
+                SwitchEffect::Deliver { packet, .. } | SwitchEffect::DeliverTo { packet, .. } => {
+                    self.deliver(host, &packet);
+                }
+                // Its guests get what is for them only.
+                SwitchEffect::Flood { .. } => {}
                 SwitchEffect::Upward(upward) => self.on_upward(host, upward),
             }
         }

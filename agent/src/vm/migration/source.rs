@@ -443,6 +443,8 @@ impl Task {
         }
         self.counts.bytes.disk = self.disk_sent.load(Ordering::Relaxed);
         self.counts.source = self.count().await;
+        // Without a core the agent is stopping.
+        self.shared.vms.parts.sockets.end_copies(self.networks.clone()).await.ok();
         self.shared.vms.leave(&self.machine, self.peer).await;
     }
 

@@ -1,5 +1,6 @@
 //! The task of a migration on the host that gets the VM.
 
+use super::super::Nic;
 use super::super::machine::{Machine, News};
 use super::super::qmp::QmpError;
 use super::definition::Definition;
@@ -315,12 +316,19 @@ impl Task {
     async fn open_ports(&mut self) {
         if let Some(machine) = &self.machine {
             for nic in &machine.spec().nics {
+                self.let_hear(nic).await;
                 if let Err(error) = self.shared.vms.parts.sockets.claim(nic).await {
                     tracing::warn!(vm = %machine.spec().name, "Can't claim an address: {error}");
                 }
             }
         }
         self.hear(TargetInput::Opened);
+    }
+
+    async fn let_hear(&self, nic: &Nic) {
+        if let Err(error) = self.shared.vms.parts.sockets.let_hear(nic).await {
+            tracing::warn!(vm = %self.vm, "A guest hears nothing that is for all: {error}");
+        }
     }
 
     async fn end_expectation(&self, machine: &Machine) {
@@ -330,6 +338,10 @@ impl Task {
 
     async fn adopt(&self) {
         let Some(machine) = &self.machine else { return };
+        // An agent that was started again may find it deaf.
+        for nic in &machine.spec().nics {
+            self.let_hear(nic).await;
+        }
         self.end_expectation(machine).await;
         self.shared.vms.adopt_copy(machine).await;
         if let Some(live) = machine.live() {

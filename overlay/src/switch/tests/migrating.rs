@@ -18,14 +18,14 @@ fn a_move_keeps_every_frame_in_order_also_those_that_overtake_the_handoff() {
     assert_eq!(lab.send(0, &frame(TALKER, GUEST)), None, "what it said last passes");
     lab.switches[0].begin_move(lab.now, NET, GUEST);
     let packet = [&[0; VNET_BYTES], &frame(GUEST, TALKER)[..]].concat();
-    lab.switches[0].bring_back(NET, GUEST, vec![packet.clone()]);
+    lab.switches[0].bring_back(lab.now, NET, GUEST, vec![packet.clone()]);
     assert_eq!(lab.switches[0].move_counts(NET, GUEST).buffered, 2);
 
     // A frame is faster than the message that signs its address over.
     let header = FrameHeader { network: NET, hops: HOP_LIMIT - 1, flags: Flags::VNET.with(Flags::FORWARDED) };
     let (now, switch) = (lab.now, &mut lab.switches[1]);
     assert_eq!(switch.egress(now, holder, header, &packet), Egress::Hold(GUEST, header));
-    switch.hold(NET, GUEST, header, packet);
+    switch.hold(now, NET, GUEST, header, packet);
 
     let claim = lab.switches[0].hand_over(lab.now, NET, GUEST, target).expect("it was this host's");
     assert_eq!(lab.switches[0].hand_over(lab.now, NET, GUEST, target), Some(claim.clone()), "asked again");

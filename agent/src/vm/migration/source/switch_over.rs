@@ -107,6 +107,9 @@ impl Task {
             if let Err(error) = sockets.plug_again(nic).await {
                 tracing::warn!("Can't plug an interface in again: {error}");
             }
+            if let Err(error) = sockets.let_hear(nic).await {
+                tracing::warn!("An interface hears nothing that is for all: {error}");
+            }
             if let Err(error) = sockets.claim(nic).await {
                 tracing::warn!("Can't claim an address again: {error}");
             }
