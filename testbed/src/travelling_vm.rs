@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::command;
+use crate::guest::NIC;
 use crate::lab::{CONTACT_TIME_MAX, Lab};
 use crate::test_guest::TestGuest;
 use crate::traffic::echoes::{EchoReport, Echoes};
@@ -38,6 +39,10 @@ pub(crate) struct Journey {
     pub(crate) echoes_lost: u64,
     pub(crate) echoes_duplicated: u64,
     pub(crate) echo_gap_max_ms: f64,
+    /// Of the multicast stream.
+    pub(crate) group_sent: u64,
+    pub(crate) group_lost: u64,
+    pub(crate) group_duplicated: u64,
     /// As the receiver of a transfer saw it; nothing if the transfer broke.
     pub(crate) tcp_stall_max_ms: Option<f64>,
     pub(crate) tcp_fault: Option<String>,
@@ -74,7 +79,8 @@ impl TravellingVm {
         lab.attach("user", "blue")?;
         lab.guest("user")?.await_reach(ip.into(), BOOT_TIME_MAX)?;
         let vm = Self { guest, ip, bytes_per_second };
-        vm.ssh(lab, "hostname")?;
+        lab.guest("user")?.namespace().ip(&format!("route replace {ALL_HOSTS}/32 dev {NIC}"))?;
+        vm.ssh(lab, "echo 0 >/proc/sys/net/ipv4/icmp_echo_ignore_broadcasts")?;
         Ok(vm)
     }
 
@@ -97,16 +103,19 @@ impl TravellingVm {
         Ok(command)
     }
 
-    /// Moves it to a host, under an echo each 5 ms and a transfer whose bytes are compared.
+    /// Moves it to a host, under an echo each 5 ms, a multicast stream that the VM answers, and a transfer whose bytes are
+    /// compared.
     pub(crate) fn travel(&self, lab: &Lab, to: &str) -> Result<Journey> {
         let user = lab.guest("user")?;
         let transfer = Transfer::through_echo(user, (self.ip, ECHO_PORT).into(), self.bytes_per_second)?;
         transfer.await_bytes(self.bytes_per_second / 2, TRANSFER_TIME_MAX)?;
         let echoes = Echoes::start(user, self.ip, ECHO_INTERVAL)?;
+        let group = Echoes::start(user, ALL_HOSTS, GROUP_INTERVAL)?;
         let told = Self::migrate(lab, to)?;
         // A transfer that broke is a result.
         let moved = transfer.await_bytes(self.bytes_per_second, TRANSFER_TIME_MAX).and_then(|()| transfer.finish());
-        Ok(Journey::new(to, told, &echoes.finish()?, moved.map(|moved| moved.stall_max_ms)))
+        let (echoes, group) = (echoes.finish()?, group.finish()?);
+        Ok(Journey::new(to, told, &echoes, &group, moved.map(|moved| moved.stall_max_ms)))
     }
 
     /// Moves it to a host; gamma asks for it.
@@ -121,7 +130,7 @@ impl TravellingVm {
 }
 
 impl Journey {
-    fn new(to: &str, told: Told, echoes: &EchoReport, stall: Result<u64>) -> Self {
+    fn new(to: &str, told: Told, echoes: &EchoReport, group: &EchoReport, stall: Result<u64>) -> Self {
         Self {
             to: to.to_owned(),
             told,
@@ -129,6 +138,9 @@ impl Journey {
             echoes_lost: echoes.lost.len() as u64,
             echoes_duplicated: echoes.duplicated,
             echo_gap_max_ms: echoes.gap_max_ms,
+            group_sent: group.sent,
+            group_lost: group.lost.len() as u64,
+            group_duplicated: group.duplicated,
             tcp_stall_max_ms: stall.as_ref().ok().map(|ms| *ms as f64),
             tcp_fault: stall.err().map(|error| format!("{error:#}")),
         }
@@ -145,6 +157,7 @@ impl Journey {
         ensure!(self.tcp_fault.is_none(), "The transfer broke: {self}");
         ensure!(told.frames_lost == 0 && told.frames_duplicated == 0, "The report tells of lost frames: {self}");
         ensure!(self.echoes_lost == 0 && self.echoes_duplicated == 0, "Echoes were lost or doubled: {self}");
+        ensure!(self.group_lost == 0 && self.group_duplicated == 0, "Multicasts were lost or doubled: {self}");
         Ok(())
     }
 }
@@ -155,7 +168,8 @@ impl fmt::Display for Journey {
         write!(
             f,
             "to {}: {:.0} ms, downtime {:.1}, blackout {:.1}; frames {} forwarded, {} buffered, {} lost, {} doubled; \
-             {:.1} MB memory, {:.1} MB disk; echoes {} lost of {}, {} doubled, gap {:.0} ms; ",
+             {:.1} MB memory, {:.1} MB disk; echoes {} lost of {}, {} doubled, gap {:.0} ms; \
+             multicasts {} lost of {}, {} doubled; ",
             self.to,
             told.total_ms,
             told.downtime_ms,
@@ -170,6 +184,9 @@ impl fmt::Display for Journey {
             self.echoes_sent,
             self.echoes_duplicated,
             self.echo_gap_max_ms,
+            self.group_lost,
+            self.group_sent,
+            self.group_duplicated,
         )?;
         match (&self.tcp_stall_max_ms, &self.tcp_fault) {
             (Some(stall), _) => write!(f, "TCP stalled {stall:.0} ms"),
@@ -210,6 +227,10 @@ pub(crate) const BOOT_TIME_MAX: Duration = Duration::from_secs(90);
 const TRANSFER_TIME_MAX: Duration = Duration::from_secs(30);
 const ECHO_INTERVAL: Duration = Duration::from_millis(5);
 const ECHO_PORT: u16 = 7;
+/// What every host is a member of: the guest has no program that would join another group. A sender of echoes to it is
+/// a stream whose every datagram the guest confirms.
+const ALL_HOSTS: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 1);
+const GROUP_INTERVAL: Duration = Duration::from_millis(20);
 
 #[cfg(test)]
 mod tests {
@@ -223,12 +244,13 @@ mod tests {
         });
         let told = Told::read(&report).unwrap();
         let echoes = |lost: &[u64]| EchoReport { sent: 10, lost: lost.to_vec(), duplicated: 0, gap_max_ms: 25.0 };
-        let whole = Journey::new("beta", told.clone(), &echoes(&[]), Ok(30));
+        let whole = Journey::new("beta", told.clone(), &echoes(&[]), &echoes(&[]), Ok(30));
         whole.ensure_whole().unwrap();
         assert_eq!(whole.excess_ms(), 3.5);
-        let broken = Journey::new("beta", told.clone(), &echoes(&[]), Err(anyhow::anyhow!("reset")));
-        let lossy = Journey::new("beta", told, &echoes(&[3]), Ok(30));
-        assert!(broken.ensure_whole().is_err() && lossy.ensure_whole().is_err());
+        let broken = Journey::new("beta", told.clone(), &echoes(&[]), &echoes(&[]), Err(anyhow::anyhow!("reset")));
+        let lossy = Journey::new("beta", told.clone(), &echoes(&[3]), &echoes(&[]), Ok(30));
+        let deaf = Journey::new("beta", told, &echoes(&[]), &echoes(&[3]), Ok(30));
+        assert!([broken, lossy, deaf].iter().all(|journey| journey.ensure_whole().is_err()));
         assert!(Told::read(&serde_json::json!({"total_ms": 1})).is_err());
     }
 }

@@ -41,6 +41,9 @@ struct Journeys {
     frames_duplicated: u64,
     echoes_lost: u64,
     echoes_duplicated: u64,
+    multicasts_sent: u64,
+    multicasts_lost: u64,
+    multicasts_duplicated: u64,
     transfers_broken: usize,
     moves: Vec<Journey>,
 }
@@ -114,6 +117,9 @@ impl Journeys {
             frames_duplicated: sum(|one| one.told.frames_duplicated),
             echoes_lost: sum(|one| one.echoes_lost),
             echoes_duplicated: sum(|one| one.echoes_duplicated),
+            multicasts_sent: sum(|one| one.group_sent),
+            multicasts_lost: sum(|one| one.group_lost),
+            multicasts_duplicated: sum(|one| one.group_duplicated),
             transfers_broken: moves.iter().filter(|one| one.tcp_fault.is_some()).count(),
             moves,
         }
@@ -131,6 +137,8 @@ impl Journeys {
             count("frames duplicated", self.frames_duplicated),
             count("echoes lost", self.echoes_lost),
             count("echoes duplicated", self.echoes_duplicated),
+            count("multicasts lost", self.multicasts_lost),
+            count("multicasts duplicated", self.multicasts_duplicated),
             count("TCP transfers broken", self.transfers_broken as u64),
             figure("TCP stall - downtime, largest", self.tcp_stall_without_downtime_ms.p99, "ms", 250.0),
         ];

@@ -5,13 +5,11 @@ use std::fs::{self, File};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{BOOT_TIME_MAX, ECHO_INTERVAL, ECHO_PORT, TRANSFER_TIME_MAX, TravellingVm};
+use super::{ALL_HOSTS, BOOT_TIME_MAX, ECHO_INTERVAL, ECHO_PORT, GROUP_INTERVAL, TRANSFER_TIME_MAX, TravellingVm};
 use crate::command;
-use crate::guest::NIC;
 use crate::lab::Lab;
 use crate::sandbox;
 use crate::traffic::echoes::{EchoReport, Echoes};
@@ -44,8 +42,7 @@ impl Company {
     /// Begins all of it.
     pub(crate) fn start(lab: &Lab, vm: &TravellingVm) -> Result<Self> {
         let user = lab.guest("user")?;
-        user.namespace().ip(&format!("route replace {ALL_HOSTS}/32 dev {NIC}"))?;
-        vm.ssh(lab, &format!("echo 0 >/proc/sys/net/ipv4/icmp_echo_ignore_broadcasts; {WRITE}"))?;
+        vm.ssh(lab, WRITE)?;
         let session = Session::start(lab, vm)?;
         let transfer = Transfer::through_echo(user, (vm.ip, ECHO_PORT).into(), vm.bytes_per_second)?;
         transfer.await_bytes(vm.bytes_per_second / 2, TRANSFER_TIME_MAX)?;
@@ -160,10 +157,6 @@ fn compare_disk(lab: &Lab, vm: &TravellingVm) -> Result<u64> {
     Ok(blocks * (64 << 10))
 }
 
-/// What every host is a member of: the guest has no program that would join another group. A sender of echoes to it is
-/// a stream whose every datagram the guest confirms.
-const ALL_HOSTS: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 1);
-const GROUP_INTERVAL: Duration = Duration::from_millis(20);
 /// Who answers in the network for all names.
 const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
 /// Of 64 KiB, on a disk of 64 MiB.
