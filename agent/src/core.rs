@@ -59,6 +59,7 @@ pub use backend::Agent;
 pub use image_source::ImageSource;
 pub(crate) use networks::NETWORKS;
 pub use networks::SavedNetworks;
+pub use ports::Seat;
 pub(crate) use vm_verbs::vm_error;
 
 /// Calls that wait for the core. The API's clients are few; each waits for its answer.

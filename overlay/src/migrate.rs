@@ -23,7 +23,7 @@
 //! | Mirroring | runs | Trying | disk is copied | mirror broke, target lost, cancel | aborts |
 //! | Sending | runs, then paused | Trying | QEMU is at the last bytes | stream broke, target lost, cancel | aborts |
 //! | Draining | paused | Trying | last disk blocks are there | anything, 5 s | aborts |
-//! | Switching | paused | Trying | QEMU has written all | anything, 5 s | aborts |
+//! | Switching | paused | Given | QEMU has written all | anything, 5 s | aborts |
 //! | Given | paused | Given | `Taken` | `Declined`; target silent: a verdict is asked for | erases the VM; aborts |
 //! | Fetching | runs there | Given | post-copy has ended | link lost: waits | erases the VM |
 //! | Aborting | runs again | Aborted | `Declined` | target silent: goes on telling it | forgets the migration |
@@ -37,6 +37,8 @@
 //! | Holding | Preparing | `Go` | `Abort`; source silent: a verdict is asked for | drops its copy |
 //! | Taking | Taken | the guest runs | QEMU refuses | Preparing again, drops its copy |
 //! | Running | Taken | `Finish` | `Abort` (a verdict): shelves its copy | the VM is its own |
+//!
+//! The source writes `Given` while QEMU sends the last bytes, as writing takes long; only `Go` gives anything.
 //!
 //! After a restart each side begins from what is on its disk and what its QEMU process says: `Trying` aborts, `Given`
 //! waits for the target, `Aborted` lets the guest run and tells the target; `Preparing` drops its copy unless all of it

@@ -16,7 +16,7 @@ use tokio::sync::Mutex;
 use virtuoso_overlay::claims::Claim;
 use virtuoso_overlay::ids::{HostId, Mac, NetworkId, VmId};
 use virtuoso_overlay::names::Owner;
-use virtuoso_overlay::switch::Assignment;
+use virtuoso_overlay::switch::{Assignment, PortId};
 use virtuoso_overlay::table::{Body, Key, VmRow, VmState};
 use virtuoso_overlay::time::UnixTime;
 use virtuoso_overlay::vm::reservations::Share;
@@ -43,6 +43,18 @@ pub struct Sockets {
     pub netdev: Netdev,
     /// Held while bridges and TAPs change.
     pub devices: Arc<Mutex<()>>,
+}
+
+/// Where an interface is plugged in, with all that must be known when a moment counts.
+#[derive(Clone)]
+pub struct Seat {
+    /// The interface.
+    pub nic: Nic,
+    network: NetworkId,
+    port: PortId,
+    /// The kernel's number of it.
+    index: u32,
+    engine: EngineHandle,
 }
 
 impl Sockets {
@@ -93,39 +105,36 @@ impl Sockets {
         Ok(tap)
     }
 
-    /// Frames for these interfaces wait from now on, whose VM comes from `holder`.
-    pub async fn expect(&self, nics: &[Nic], holder: HostId) -> Result<(), ApiError> {
-        for nic in nics {
-            let (engine, network) = self.show(nic).await?;
-            let mac = nic.mac.0;
-            engine.call(move |switch, now| switch.expect_move(now.mono, network, mac, holder)).await?;
+    /// Where these interfaces are plugged in, or were.
+    pub async fn seats(&self, nics: &[Nic]) -> Result<Vec<Seat>, ApiError> {
+        let wanted = nics.to_vec();
+        let find = move |core: &mut Core| {
+            let engine = core.plane.engine();
+            let place = |nic: &Nic| {
+                let network = core.find_network(&nic.network)?.id;
+                Ok((network, core.networks.port_id(network, &nic.tap)))
+            };
+            let places: Result<Vec<_>, ApiError> = wanted.iter().map(place).collect();
+            places.map(|places| (engine, places))
+        };
+        let (engine, places) = self.core.call(find).await??;
+        let mut seats = Vec::new();
+        for (nic, (network, port)) in nics.iter().zip(places) {
+            let index = self.netdev.interface(&nic.tap).await.map_err(device_error)?.index;
+            engine.set_guest(network, nic.mac.0, Some(index)).await?;
+            seats.push(Seat { nic: nic.clone(), network, port, index, engine: engine.clone() });
         }
-        Ok(())
+        Ok(seats)
     }
 
-    /// The guest of an interface runs: it hears what is for groups, what it has missed first.
-    pub async fn let_hear(&self, nic: &Nic) -> Result<(), ApiError> {
-        let (engine, network) = self.show(nic).await?;
-        let mac = nic.mac.0;
-        Ok(engine.cut(network, move |switch, now| switch.handle_running(now.mono, network, mac)).await?)
-    }
-
-    /// The guests of these interfaces run at another host.
-    pub async fn end_copies(&self, addresses: Vec<(NetworkId, Mac)>) -> Result<(), ApiError> {
-        let engine = self.core.call(|core| core.plane.engine()).await?;
-        let end = engine.call(move |switch, now| {
-            addresses.into_iter().for_each(|(network, mac)| switch.end_copies(now.mono, network, mac));
-        });
-        Ok(end.await?)
-    }
-
-    /// Shows the engine where an interface is.
-    async fn show(&self, nic: &Nic) -> Result<(EngineHandle, NetworkId), ApiError> {
-        let network = self.network_of(nic).await?;
-        let index = self.netdev.interface(&nic.tap).await.map_err(device_error)?.index;
-        let engine = self.core.call(|core| core.plane.engine()).await?;
-        engine.set_guest(network, nic.mac.0, Some(index)).await?;
-        Ok((engine, network))
+    /// Frames for these interfaces wait from now on, whose VM comes from `holder`.
+    pub async fn expect(&self, nics: &[Nic], holder: HostId) -> Result<Vec<Seat>, ApiError> {
+        let seats = self.seats(nics).await?;
+        for seat in &seats {
+            let (network, mac) = seat.address();
+            seat.engine.call(move |switch, now| switch.expect_move(now.mono, network, mac, holder)).await?;
+        }
+        Ok(seats)
     }
 
     /// The VM of these interfaces is here, or does not come.
@@ -140,58 +149,34 @@ impl Sockets {
     }
 
     /// Lets the guest of an interface that was prepared speak, in its own name, and hear what is for it.
-    pub async fn open(&self, nic: &Nic) -> Result<(), ApiError> {
-        let network = self.network_of(nic).await?;
+    pub async fn open(&self, seat: &Seat) -> Result<(), ApiError> {
+        let Seat { nic, network, index, .. } = seat;
         let mac = (!nic.spoofing).then_some(nic.mac.0);
-        self.netdev.let_speak(network, &nic.tap, mac).await.map_err(device_error)
+        self.netdev.let_speak(*network, (&nic.tap, *index), mac).await.map_err(device_error)
     }
 
     /// Plugs an interface in again that was closed, and lets it speak and hear what is for it.
-    pub async fn plug_again(&self, nic: &Nic) -> Result<(), ApiError> {
-        let network = self.network_of(nic).await?;
-        self.netdev.attach_silent(network, &nic.tap).await.map_err(device_error)?;
-        self.open(nic).await
-    }
-
-    /// Takes the addresses that a VM's former host has signed over. What the VM says passes from then on.
-    pub async fn take_over(&self, handoffs: Vec<Claim>) -> Result<(), ApiError> {
-        let engine = self.core.call(|core| core.plane.engine()).await?;
-        let taken = engine.call(move |switch, now| {
-            handoffs.into_iter().for_each(|claim| switch.handle_handoff(now.mono, claim));
-        });
-        Ok(taken.await?)
-    }
-
-    /// Frames of this host for an interface, whose VM is about to be paused, wait from now on.
-    pub async fn hold(&self, nic: &Nic) -> Result<(), ApiError> {
-        let (engine, network) = self.show(nic).await?;
-        let mac = nic.mac.0;
-        Ok(engine.cut(network, move |switch, now| switch.begin_move(now.mono, network, mac)).await?)
+    pub async fn plug_again(&self, seat: &Seat) -> Result<(), ApiError> {
+        self.netdev.attach_silent(seat.network, &seat.nic.tap).await.map_err(device_error)?;
+        self.open(seat).await
     }
 
     /// Takes an interface out of its network, whose VM is paused and about to leave. What is still on its way to it is
     /// read from its TAP, and waits with what comes later.
-    pub async fn close(&self, nic: &Nic, pid: u32) -> Result<NetworkId, ApiError> {
-        self.hold(nic).await?;
-        let network = self.network_of(nic).await?;
-        let mac = nic.mac.0;
-        let engine = self.core.call(|core| core.plane.engine()).await?;
-        self.netdev.detach(network, &nic.tap).await.map_err(device_error)?;
-        let tap = nic.tap.clone();
+    pub async fn close(&self, seat: &Seat, pid: u32) -> Result<(), ApiError> {
+        seat.hold().await?;
+        let (network, mac) = seat.address();
+        self.netdev.detach(network, &seat.nic.tap).await.map_err(device_error)?;
+        let tap = seat.nic.tap.clone();
         let rest = tokio::task::spawn_blocking(move || Rest::of(pid, &tap)?.take(mac)).await.context("Broke off")?;
         match rest {
             Ok(packets) => {
-                tracing::debug!(tap = nic.tap, frames = packets.len(), "Took back what was on its way to a VM");
-                engine.call(move |switch, now| switch.bring_back(now.mono, network, mac, packets)).await?;
+                tracing::debug!(tap = seat.nic.tap, frames = packets.len(), "Took back what was on its way to a VM");
+                seat.engine.call(move |switch, now| switch.bring_back(now.mono, network, mac, packets)).await?;
             }
-            Err(error) => tracing::warn!(tap = nic.tap, "Can't read what was on its way to a VM: {error:#}"),
+            Err(error) => tracing::warn!(tap = seat.nic.tap, "Can't read what was on its way to a VM: {error:#}"),
         }
-        Ok(network)
-    }
-
-    async fn network_of(&self, nic: &Nic) -> Result<NetworkId, ApiError> {
-        let name = nic.network.clone();
-        Ok(self.core.call(move |core| core.find_network(&name)).await??.id)
+        Ok(())
     }
 
     /// The addresses of interfaces, by network.
@@ -218,6 +203,38 @@ impl Sockets {
         }
         // Without a core the agent is stopping.
         self.core.call(move |core| taps.iter().for_each(|tap| core.unplug(tap))).await.ok();
+    }
+}
+
+impl Seat {
+    /// The address behind it.
+    pub const fn address(&self) -> (NetworkId, Mac) {
+        (self.network, self.nic.mac.0)
+    }
+
+    /// Frames of this host for the interface, whose VM is about to be paused, wait from now on.
+    pub async fn hold(&self) -> Result<(), ApiError> {
+        let (network, mac) = self.address();
+        Ok(self.engine.cut(network, move |switch, now| switch.begin_move(now.mono, network, mac)).await?)
+    }
+
+    /// Takes the address with what its former host has signed. What the VM says passes from then on.
+    pub async fn take_over(&self, handoffs: &[Claim]) -> Result<(), ApiError> {
+        let (network, mac) = self.address();
+        let Some(claim) = handoffs.iter().find(|claim| (claim.network, claim.mac) == (network, mac)).cloned() else {
+            return Ok(());
+        };
+        Ok(self.engine.call(move |switch, now| switch.handle_handoff(now.mono, claim)).await?)
+    }
+
+    /// The guest runs here: it gets what waits for it, and hears what is for groups.
+    pub async fn welcome(&self) -> Result<(), ApiError> {
+        let ((network, mac), port) = (self.address(), self.port);
+        let welcome = self.engine.cut(network, move |switch, now| {
+            switch.handle_running(now.mono, network, mac);
+            switch.handle_local(now.mono, network, mac, Some(port), &[]);
+        });
+        Ok(welcome.await?)
     }
 }
 

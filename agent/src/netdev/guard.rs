@@ -55,13 +55,17 @@ impl Netdev {
         self.change(message, format!("to silence port {name} of bridge {}", bridge_name(network))).await
     }
 
-    /// Lets a silent port speak: as `mac` only, if one is given, and hear what is for that. This is quick. What the
+    /// Lets a silent port, of which the kernel's index is known, speak: as `mac` only, if one is given, and hear what is for that. This is quick. What the
     /// bridge floods still passes it by (see [`super::GuestPorts::flood`]).
     ///
     /// # Errors
     /// If there is no such port, or the right is missing.
-    pub async fn let_speak(&self, network: NetworkId, port: &str, mac: Option<Mac>) -> anyhow::Result<()> {
-        let index = self.interface(port).await?.index;
+    pub async fn let_speak(
+        &self,
+        network: NetworkId,
+        (port, index): (&str, u32),
+        mac: Option<Mac>,
+    ) -> anyhow::Result<()> {
         if let Some(mac) = mac {
             self.set_fdb_at(index, port, mac).await?;
         }

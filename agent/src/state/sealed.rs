@@ -89,6 +89,29 @@ pub fn write(path: &Path, kind: &Kind, content: &[u8]) -> anyhow::Result<()> {
     sync_dir(path)
 }
 
+/// Writes what a file shall become, beside it and for good, so that [`replace`] is quick.
+pub fn stage(path: &Path, kind: &Kind, content: &[u8]) -> anyhow::Result<()> {
+    let unfinished = write_unfinished(path, kind, content)?;
+    let staged = staged(path);
+    fs::rename(&unfinished, &staged).with_context(|| format!("Can't write {}", staged.display()))
+}
+
+/// Replaces a file by what was staged for it, if that has this content; false if it has not.
+pub fn replace(path: &Path, kind: &Kind, content: &[u8]) -> anyhow::Result<bool> {
+    let staged = staged(path);
+    if !read(&staged, kind).is_ok_and(|found| found.is_some_and(|found| found == content)) {
+        return Ok(false);
+    }
+    fs::rename(&staged, path).with_context(|| format!("Can't replace {}", path.display()))?;
+    sync_dir(path)?;
+    Ok(true)
+}
+
+/// Where it is staged what `path` shall become.
+pub fn staged(path: &Path) -> PathBuf {
+    path.with_extension("next")
+}
+
 /// Creates a file; one that exists is left alone and is an error.
 pub fn create(path: &Path, kind: &Kind, content: &[u8]) -> anyhow::Result<()> {
     let unfinished = write_unfinished(path, kind, content)?;

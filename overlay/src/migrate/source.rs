@@ -385,9 +385,11 @@ impl Source {
         }
     }
 
+    /// The permission is written while QEMU sends the last bytes; nobody hears of it before they are sent. Whoever finds
+    /// it after a crash in between asks the target, which never heard of it and declines.
     fn let_go(&mut self) {
         self.state = State::Switching;
-        self.effects.push_back(SourceEffect::Continue);
+        self.effects.extend([SourceEffect::Continue, SourceEffect::Persist(Phase::Given)]);
     }
 
     fn on_sent(&mut self, now: Instant) {
@@ -403,7 +405,7 @@ impl Source {
     fn give(&mut self, now: Instant) {
         self.state = State::Given;
         self.timers = Timers { ask: Some(now + ASK_TIME), doubt: Some(now + DOUBT_TIME), ..Timers::default() };
-        self.effects.extend([SourceEffect::Persist(Phase::Given), SourceEffect::HandOver]);
+        self.effects.push_back(SourceEffect::HandOver);
     }
 
     /// What is not on the disk was not given either: nothing that follows has been done.

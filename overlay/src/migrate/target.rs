@@ -94,8 +94,10 @@ pub enum TargetEffect {
     Send(ToSource),
     /// Reserve room and start a machine that waits. Leads to `Prepared` or `Broken`.
     Prepare,
-    /// Claim the guest's addresses with what was signed over, so that what it sends passes, and let it run.
-    Resume(Vec<Claim>),
+    /// Begin to claim the guest's addresses with what was signed over, so that what it sends passes.
+    Claim(Vec<Claim>),
+    /// Let the guest run, once its addresses are claimed.
+    Resume,
     /// Let the frames pass that wait for the guest.
     OpenPorts,
     /// The VM is this host's from now on, like any other.
@@ -131,7 +133,7 @@ impl Target {
             State::Holding => target.hold(now),
             State::Taking => {
                 target.may_have_run = true;
-                target.effects.push_back(TargetEffect::Resume(Vec::new()));
+                target.effects.extend([TargetEffect::Claim(Vec::new()), TargetEffect::Resume]);
             }
             State::Running => {
                 target.arrival.has_ended = true;
@@ -265,12 +267,13 @@ impl Target {
         self.state = State::Taking;
         self.timers = Timers::default();
         let handoffs = self.go.as_mut().map(|(_, handoffs)| std::mem::take(handoffs)).unwrap_or_default();
-        self.effects.extend([TargetEffect::Persist(Phase::Taken), TargetEffect::Resume(handoffs)]);
+        let claim = TargetEffect::Claim(handoffs);
+        self.effects.extend([claim, TargetEffect::Persist(Phase::Taken), TargetEffect::Resume]);
     }
 
     fn on_not_persisted(&mut self, why: String) {
         match (self.state, self.effects.front()) {
-            (State::Taking, Some(TargetEffect::Resume(_))) => {
+            (State::Taking, Some(TargetEffect::Resume)) => {
                 self.effects.pop_front();
                 self.drop_copy(why);
             }
@@ -285,9 +288,12 @@ impl Target {
     }
 
     fn on_ended(&mut self, now: Instant) {
-        let is_to_come = |effect: &TargetEffect| matches!(effect, TargetEffect::Resume(_));
-        if self.state == State::Taking && self.effects.iter().any(is_to_come) {
-            self.effects.retain(|effect| !is_to_come(effect) && *effect != TargetEffect::Persist(Phase::Taken));
+        if self.state == State::Taking && self.effects.contains(&TargetEffect::Resume) {
+            let is_of_taking = |effect: &TargetEffect| match effect {
+                TargetEffect::Claim(_) | TargetEffect::Resume => true,
+                other => *other == TargetEffect::Persist(Phase::Taken),
+            };
+            self.effects.retain(|effect| !is_of_taking(effect));
             self.on_not_resumed(now, "the machine at the target ended".into());
         } else if self.is_waiting() {
             self.drop_copy("the machine at the target ended".into());

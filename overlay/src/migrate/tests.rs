@@ -41,10 +41,20 @@ fn go() -> TargetInput {
     TargetInput::Said(ToTarget::Go { id: ID, handoffs: vec![] })
 }
 
+fn switching() -> Source {
+    let ready = SourceInput::Said(ToSource::Ready { id: ID, post_copy: false });
+    let mut source = source(&[ready, SourceInput::Stopped]);
+    while source.poll_effect().is_some() {}
+    source.handle(NOW, SourceInput::Paused);
+    source
+}
+
 #[test]
 fn the_permission_is_on_the_disk_before_anybody_hears_of_it() {
+    let written = [SourceEffect::Continue, SourceEffect::Persist(Phase::Given)];
+    assert_eq!(effects(&mut switching()), written);
     let mut source = given();
-    assert_eq!(effects(&mut source), [SourceEffect::Persist(Phase::Given), SourceEffect::HandOver]);
+    assert_eq!(effects(&mut source), [SourceEffect::HandOver]);
     source.handle(NOW, SourceInput::HandedOver(vec![]));
     assert_eq!(effects(&mut source), [SourceEffect::Send(ToTarget::Go { id: ID, handoffs: vec![] })]);
     assert!(!source.is_ours() && !source.is_cancellable());
@@ -54,12 +64,19 @@ fn the_permission_is_on_the_disk_before_anybody_hears_of_it() {
 
 #[test]
 fn a_permission_that_could_not_be_written_was_not_given() {
-    let mut source = given();
-    assert_eq!(source.poll_effect(), Some(SourceEffect::Persist(Phase::Given)));
-    source.handle(NOW, SourceInput::NotPersisted("no space".into()));
-    let effects = effects(&mut source);
-    assert!(source.is_ours() && effects.contains(&SourceEffect::TakeBack));
-    assert!(!effects.contains(&SourceEffect::HandOver), "{effects:?}");
+    // Whether or not QEMU has sent all of it meanwhile.
+    for is_sent in [false, true] {
+        let mut source = switching();
+        assert_eq!(source.poll_effect(), Some(SourceEffect::Continue));
+        if is_sent {
+            source.handle(NOW, SourceInput::Sent);
+        }
+        assert_eq!(source.poll_effect(), Some(SourceEffect::Persist(Phase::Given)));
+        source.handle(NOW, SourceInput::NotPersisted("no space".into()));
+        let effects = effects(&mut source);
+        assert!(source.is_ours() && effects.contains(&SourceEffect::TakeBack));
+        assert!(!effects.contains(&SourceEffect::HandOver), "{effects:?}");
+    }
 }
 
 #[test]
@@ -129,7 +146,8 @@ fn a_target_runs_only_with_everything_and_the_permission() {
     for order in [[go(), TargetInput::Loaded], [TargetInput::Loaded, go()]] {
         let (machine, effects) = target(&[vec![prepared.clone()], order.to_vec()].concat());
         assert!(machine.is_ours());
-        assert_eq!(effects, [TargetEffect::Persist(Phase::Taken), TargetEffect::Resume(vec![])]);
+        let claim = TargetEffect::Claim(vec![]);
+        assert_eq!(effects, [claim, TargetEffect::Persist(Phase::Taken), TargetEffect::Resume]);
     }
 }
 
@@ -153,7 +171,7 @@ fn a_restart_goes_on_from_what_is_on_the_disk() {
     let first = |phase, is_whole| Target::restore(NOW, ID, phase, is_whole).unwrap().poll_effect().unwrap();
     assert_eq!(first(Phase::Preparing, false), TargetEffect::Drop);
     assert_eq!(first(Phase::Preparing, true), TargetEffect::Send(ToSource::Ask { id: ID }));
-    assert_eq!(first(Phase::Taken, true), TargetEffect::Resume(vec![]));
+    assert_eq!(first(Phase::Taken, true), TargetEffect::Claim(vec![]));
     assert!(matches!(first(Phase::Taken, false), TargetEffect::Send(ToSource::Taken { .. })));
 }
 

@@ -98,6 +98,19 @@ fn devices(lab: &mut Lab) -> Result<()> {
     lab.host("gamma")?.json(&["vm", "cdrom", "one", "eject"])?;
     let empty = console.shell("cat /dev/sr0 >/dev/null", WORDS_TIME_MAX)?;
     ensure!(empty.contains("No medium"), "The drive should be empty: {empty:?}");
+    takes_an_image_along(lab, &guest, &mut console)
+}
+
+/// A disc that is an image, which neither of the VM's hosts has when the VM moves on.
+fn takes_an_image_along(lab: &Lab, guest: &TestGuest, console: &mut Terminal) -> Result<()> {
+    let gamma = lab.host("gamma")?;
+    gamma.json(&["image", "import", guest.installer(), "--name", "disc"])?;
+    gamma.json(&["vm", "cdrom", "one", "insert", "--image", "disc"])?;
+    begin_to_read(console, guest.installer())?;
+    gamma.json(&["vm", "migrate", "one", "--to", "alpha"])?;
+    is_read_to_its_end(console, guest.installer())?;
+    let shown = gamma.json(&["vm", "show", "one"])?;
+    ensure!(shown["host_name"] == "alpha" && shown["details"]["cdrom"]["source"] == "disc", "No disc: {shown}");
     Ok(())
 }
 
@@ -140,7 +153,7 @@ fn type_while_moving(gamma: &Host, console: &mut Terminal, to: &str) -> Result<(
 
 /// Has the guest read its disc, slowly enough for both hosts to be asked for some of it.
 fn begin_to_read(console: &mut Terminal, disc: &str) -> Result<()> {
-    console.shell("echo 3 >/proc/sys/vm/drop_caches", WORDS_TIME_MAX)?;
+    console.shell("rm -f /tmp/is-read; echo 3 >/proc/sys/vm/drop_caches", WORDS_TIME_MAX)?;
     let read = read_blocks(disc, "usleep 30000")?;
     console.shell(&format!("(({read}) >/tmp/slowly; touch /tmp/is-read) & sleep 0.3"), WORDS_TIME_MAX).map(drop)
 }

@@ -29,7 +29,11 @@ impl Book {
     pub(super) fn load(&self) -> anyhow::Result<Vec<Record>> {
         let entries = fs::read_dir(&self.0).with_context(|| format!("Can't list {}", self.0.display()))?;
         let mut records = Vec::new();
-        for path in entries.flatten().map(|entry| entry.path()).take(RECORDS_MAX) {
+        for path in entries.flatten().map(|entry| entry.path()).take(2 * RECORDS_MAX) {
+            // What a record might have become.
+            if path.extension().is_some() {
+                continue;
+            }
             let read = sealed::read(&path, &RECORD).and_then(|content| {
                 let content = content.context("It is gone")?;
                 Record::decode(&content).with_context(|| format!("Can't understand {}", path.display()))
@@ -42,9 +46,17 @@ impl Book {
         Ok(records)
     }
 
+    /// Writes down what a record will become, so that [`Self::write`] is quick then.
+    pub(super) fn stage(&self, record: &Record) -> anyhow::Result<()> {
+        sealed::stage(&self.path(record.id), &RECORD, &record.encode())
+    }
+
     /// Writes a record, whole and for good.
     pub(super) fn write(&self, record: &Record) -> anyhow::Result<()> {
         let path = self.path(record.id);
+        if sealed::replace(&path, &RECORD, &record.encode())? {
+            return Ok(());
+        }
         let count = fs::read_dir(&self.0).map(Iterator::count).unwrap_or_default();
         anyhow::ensure!(count < RECORDS_MAX || path.exists(), "{RECORDS_MAX} migrations wait for their other host");
         sealed::write(&path, &RECORD, &record.encode())
@@ -53,10 +65,12 @@ impl Book {
     /// Removes a record.
     pub(super) fn remove(&self, id: MigrationId) {
         let path = self.path(id);
-        if path.exists()
-            && let Err(error) = fs::remove_file(&path)
-        {
-            tracing::warn!("Can't remove {}: {error}", path.display());
+        for path in [sealed::staged(&path), path] {
+            if path.exists()
+                && let Err(error) = fs::remove_file(&path)
+            {
+                tracing::warn!("Can't remove {}: {error}", path.display());
+            }
         }
     }
 }
@@ -76,7 +90,15 @@ mod tests {
         book.write(&record(Phase::Trying)).unwrap();
         book.write(&record(Phase::Given)).unwrap();
         assert_eq!(book.load().unwrap(), [record(Phase::Given)]);
+        book.stage(&record(Phase::Taken)).unwrap();
+        assert_eq!(book.load().unwrap(), [record(Phase::Given)], "what is staged is not written");
+        book.write(&record(Phase::Aborted)).unwrap();
+        assert_eq!(book.load().unwrap(), [record(Phase::Aborted)], "another thing was staged");
+        book.write(&record(Phase::Taken)).unwrap();
+        assert_eq!(book.load().unwrap(), [record(Phase::Taken)]);
+        book.stage(&record(Phase::Given)).unwrap();
         book.remove(id);
+        assert_eq!(fs::read_dir(&book.0).unwrap().count(), 0);
         assert!(book.load().unwrap().is_empty());
     }
 }

@@ -10,7 +10,7 @@ use super::report::{Counts, Times, milliseconds, sum};
 use super::{Inbox, MigrateOptions, Shared};
 use crate::control::model::{MigrationProgress, MigrationReport};
 use crate::control::problem::{ApiError, ErrorCode};
-use crate::core::vm_error;
+use crate::core::{Seat, vm_error};
 use crate::events::EventKind;
 use crate::name::Name;
 use crate::text::Text;
@@ -53,6 +53,7 @@ struct Task {
     lines: u64,
     dial_at: Option<tokio::time::Instant>,
     bandwidth: Option<u64>,
+    seats: Vec<Seat>,
     networks: Vec<(NetworkId, Mac)>,
     /// What QEMU sends disk and memory by.
     bridges: Vec<Bridge>,
@@ -160,6 +161,7 @@ impl Task {
             lines: 0,
             dial_at: None,
             bandwidth: None,
+            seats: Vec::new(),
             networks: Vec::new(),
             bridges: Vec::new(),
             patience: None,
@@ -356,6 +358,7 @@ impl Task {
             }
             SourceEffect::SendMemory { post_copy } => {
                 self.is_sending = true;
+                self.seats().await;
                 self.begin_console();
                 let bridged = self.bridge(Purpose::Memory);
                 self.try_qmp(bridged, async |live: Live, task: &Self| {
@@ -443,8 +446,12 @@ impl Task {
         }
         self.counts.bytes.disk = self.disk_sent.load(Ordering::Relaxed);
         self.counts.source = self.count().await;
-        // Without a core the agent is stopping.
-        self.shared.vms.parts.sockets.end_copies(self.networks.clone()).await.ok();
+        let networks = self.networks.clone();
+        let end = self.shared.engine.cast(move |switch, now| {
+            networks.into_iter().for_each(|(network, mac)| switch.end_copies(now.mono, network, mac));
+        });
+        // Without an engine the agent is stopping.
+        end.await.ok();
         self.shared.vms.leave(&self.machine, self.peer).await;
     }
 

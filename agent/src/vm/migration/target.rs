@@ -1,6 +1,5 @@
 //! The task of a migration on the host that gets the VM.
 
-use super::super::Nic;
 use super::super::machine::{Machine, News};
 use super::super::qmp::QmpError;
 use super::definition::Definition;
@@ -8,12 +7,15 @@ use super::hypervisor;
 use super::line::{Line, Purpose};
 use super::report::sum;
 use super::{Inbox, Shared};
+use crate::core::Seat;
 use crate::events::EventKind;
 use crate::swarm::streams::Stream;
 use crate::text::Text;
+use anyhow::Context;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use virtuoso_overlay::claims::Claim;
 use virtuoso_overlay::ids::{HostId, VmId};
 use virtuoso_overlay::migrate::{
@@ -30,6 +32,7 @@ const NEWS_MAX: usize = 256;
 /// A copy that waits.
 pub(super) struct Prepared {
     machine: Arc<Machine>,
+    seats: Vec<Seat>,
     post_copy: bool,
 }
 
@@ -50,6 +53,9 @@ struct Task {
     dial_at: Option<tokio::time::Instant>,
     mend_at: tokio::time::Instant,
     is_preparing: bool,
+    /// Where the guest is plugged in.
+    seats: Vec<Seat>,
+    claiming: Option<JoinHandle<Vec<Seat>>>,
 }
 
 /// Takes an offer.
@@ -111,6 +117,8 @@ impl Task {
             dial_at,
             mend_at: tokio::time::Instant::now() + MEND_INTERVAL,
             is_preparing: false,
+            seats: Vec::new(),
+            claiming: None,
         }
     }
 
@@ -169,6 +177,7 @@ impl Task {
                 self.is_preparing = false;
                 let post_copy = prepared.post_copy;
                 self.machine = Some(prepared.machine);
+                self.seats = prepared.seats;
                 self.hear(TargetInput::Prepared { post_copy });
             }
             Inbox::Prepared(Err(error)) => {
@@ -227,7 +236,8 @@ impl Task {
             TargetEffect::Forget => self.shared.book.remove(self.id),
             TargetEffect::Send(message) => self.say(&message),
             TargetEffect::Prepare => self.prepare(),
-            TargetEffect::Resume(handoffs) => self.resume(handoffs).await,
+            TargetEffect::Claim(handoffs) => self.claim(handoffs),
+            TargetEffect::Resume => self.resume().await,
             TargetEffect::OpenPorts => self.open_ports().await,
             TargetEffect::Adopt => self.adopt().await,
             TargetEffect::Drop => {
@@ -292,20 +302,40 @@ impl Task {
         self.machine.take().or_else(|| self.shared.vms.machine_or_copy(self.vm))
     }
 
-    async fn resume(&mut self, handoffs: Vec<Claim>) {
+    /// Takes the guest's addresses and opens its ports while a record is written: before the guest runs, because it may
+    /// have something to say at once.
+    fn claim(&mut self, handoffs: Vec<Claim>) {
+        let Some(spec) = self.machine.as_ref().map(|machine| machine.spec()) else { return };
+        let (sockets, known) = (self.shared.vms.parts.sockets.clone(), std::mem::take(&mut self.seats));
+        self.claiming = Some(tokio::spawn(async move {
+            let seats = match known.is_empty() {
+                // An earlier agent knew them.
+                true => sockets.seats(&spec.nics).await.unwrap_or_else(|error| {
+                    tracing::warn!(vm = %spec.name, "Can't find a VM's interfaces: {error}");
+                    Vec::new()
+                }),
+                false => known,
+            };
+            for seat in &seats {
+                if let Err(error) = seat.take_over(&handoffs).await {
+                    tracing::warn!(vm = %spec.name, "Can't take an address over: {error}");
+                }
+                if let Err(error) = sockets.open(seat).await {
+                    tracing::warn!(vm = %spec.name, "Can't let a guest speak: {error}");
+                }
+            }
+            seats
+        }));
+    }
+
+    async fn resume(&mut self) {
+        if let Some(claiming) = self.claiming.take() {
+            // It fails only if the runtime ends.
+            self.seats = claiming.await.unwrap_or_default();
+        }
         let Some(live) = self.machine.as_ref().and_then(|machine| machine.live()) else {
             return self.hear(TargetInput::NotResumed("the machine at the target ended".into()));
         };
-        // Now, and not when the guest runs: it may have something to say at once.
-        if let Err(error) = self.shared.vms.parts.sockets.take_over(handoffs).await {
-            tracing::warn!(vm = %self.vm, "Can't take an address over: {error}");
-        }
-        let spec = self.machine.as_ref().map(|machine| machine.spec());
-        for nic in spec.iter().flat_map(|spec| &spec.nics) {
-            if let Err(error) = self.shared.vms.parts.sockets.open(nic).await {
-                tracing::warn!(vm = %self.vm, "Can't let a guest speak: {error}");
-            }
-        }
         match live.qmp.run("cont").await {
             Err(QmpError::Refused { reason, .. }) => self.hear(TargetInput::NotResumed(reason)),
             // Without an answer it may have run.
@@ -314,21 +344,12 @@ impl Task {
     }
 
     async fn open_ports(&mut self) {
-        if let Some(machine) = &self.machine {
-            for nic in &machine.spec().nics {
-                self.let_hear(nic).await;
-                if let Err(error) = self.shared.vms.parts.sockets.claim(nic).await {
-                    tracing::warn!(vm = %machine.spec().name, "Can't claim an address: {error}");
-                }
+        for seat in &self.seats {
+            if let Err(error) = seat.welcome().await {
+                tracing::warn!(vm = %self.vm, "Frames wait for a guest in vain: {error}");
             }
         }
         self.hear(TargetInput::Opened);
-    }
-
-    async fn let_hear(&self, nic: &Nic) {
-        if let Err(error) = self.shared.vms.parts.sockets.let_hear(nic).await {
-            tracing::warn!(vm = %self.vm, "A guest hears nothing that is for all: {error}");
-        }
     }
 
     async fn end_expectation(&self, machine: &Machine) {
@@ -338,9 +359,17 @@ impl Task {
 
     async fn adopt(&self) {
         let Some(machine) = &self.machine else { return };
-        // An agent that was started again may find it deaf.
-        for nic in &machine.spec().nics {
-            self.let_hear(nic).await;
+        let (sockets, nics) = (&self.shared.vms.parts.sockets, machine.spec().nics);
+        if self.seats.is_empty() {
+            // An agent that was started again may find it deaf.
+            for seat in sockets.seats(&nics).await.unwrap_or_default() {
+                seat.welcome().await.ok();
+            }
+        }
+        for nic in &nics {
+            if let Err(error) = sockets.claim(nic).await {
+                tracing::warn!(vm = %machine.spec().name, "Can't claim an address: {error}");
+            }
         }
         self.end_expectation(machine).await;
         self.shared.vms.adopt_copy(machine).await;
@@ -384,13 +413,18 @@ async fn prepare(
     shared.vms.check_arrival().await?;
     let machine = shared.vms.receive(spec, news).await?;
     let ready = async {
-        shared.vms.parts.sockets.expect(&machine.spec().nics, host).await?;
+        let seats = shared.vms.parts.sockets.expect(&machine.spec().nics, host).await?;
+        // So that it takes less when the guest waits for it.
+        let (book, taken) =
+            (shared.book.clone(), Record { id: offer.id, vm: offer.vm, peer: host, phase: Phase::Taken });
+        tokio::task::spawn_blocking(move || book.stage(&taken)).await.context("Writing a record broke off")??;
         let live = machine.live().ok_or_else(|| anyhow::anyhow!("QEMU ended at once"))?;
         let wants_post_copy = offer.post_copy != PostCopy::Never;
-        Ok(hypervisor::await_arrival(&live.qmp, &machine.files, offer.has_disk, wants_post_copy).await?)
+        let files = &machine.files;
+        Ok((seats, hypervisor::await_arrival(&live.qmp, files, offer.has_disk, wants_post_copy).await?))
     };
     match ready.await {
-        Ok(post_copy) => Ok(Prepared { machine, post_copy }),
+        Ok((seats, post_copy)) => Ok(Prepared { machine, seats, post_copy }),
         Err(error) => {
             shared.vms.erase(&machine).await;
             Err(error)

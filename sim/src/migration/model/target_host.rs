@@ -33,7 +33,8 @@ impl Lab {
                 self.target.has_vm = true;
                 self.tell_target(TargetInput::Prepared { post_copy: true });
             }
-            TargetEffect::Resume(_) => self.resume(),
+            TargetEffect::Claim(_) => self.claimed_by = Side::Target,
+            TargetEffect::Resume => self.resume(),
             TargetEffect::OpenPorts => {
                 self.claimed_by = Side::Target;
                 self.tell_target(TargetInput::Opened);

@@ -5,6 +5,7 @@ use super::super::{
     line::{self, Patience},
 };
 use super::Task;
+use crate::core::Seat;
 use crate::netdev::Rest;
 use virtuoso_overlay::claims::Claim;
 use virtuoso_overlay::migrate::{SWITCH_TIME_MAX, SourceInput};
@@ -24,10 +25,11 @@ impl Task {
                 Vec::new()
             }
         };
+        let seats = self.seats().await;
         self.times.closed = Some(self.shared.vms.now());
         self.be_patient();
-        for nic in &spec.nics {
-            if let Err(error) = self.shared.vms.parts.sockets.hold(nic).await {
+        for seat in &seats {
+            if let Err(error) = seat.hold().await {
                 tracing::warn!(vm = %spec.name, "Can't hold frames: {error}");
             }
         }
@@ -77,14 +79,25 @@ impl Task {
         self.times.closed.get_or_insert_with(|| self.shared.vms.now());
         let Some(live) = self.live() else { return };
         live.hold();
-        let spec = self.machine.spec();
         self.networks.clear();
-        for nic in &spec.nics {
-            match self.shared.vms.parts.sockets.close(nic, live.process.mark().pid).await {
-                Ok(network) => self.networks.push((network, nic.mac.0)),
-                Err(error) => tracing::warn!(vm = %spec.name, "Can't unplug an interface: {error}"),
+        for seat in self.seats().await {
+            match self.shared.vms.parts.sockets.close(&seat, live.process.mark().pid).await {
+                Ok(()) => self.networks.push(seat.address()),
+                Err(error) => tracing::warn!(vm = %self.machine.spec().name, "Can't unplug an interface: {error}"),
             }
         }
+    }
+
+    /// Where the VM is plugged in: known before a moment counts.
+    pub(super) async fn seats(&mut self) -> Vec<Seat> {
+        if self.seats.is_empty() {
+            let spec = self.machine.spec();
+            match self.shared.vms.parts.sockets.seats(&spec.nics).await {
+                Ok(seats) => self.seats = seats,
+                Err(error) => tracing::warn!(vm = %spec.name, "Can't find a VM's interfaces: {error}"),
+            }
+        }
+        self.seats.clone()
     }
 
     /// Signs the addresses over; a handoff that is lost is asked for again by the target's switch.
@@ -101,16 +114,16 @@ impl Task {
     }
 
     /// Plugs the interfaces in again, and claims their addresses, with all frames that wait.
-    async fn open_ports(&self) {
-        for nic in &self.machine.spec().nics {
+    async fn open_ports(&mut self) {
+        for seat in self.seats().await {
             let sockets = &self.shared.vms.parts.sockets;
-            if let Err(error) = sockets.plug_again(nic).await {
+            if let Err(error) = sockets.plug_again(&seat).await {
                 tracing::warn!("Can't plug an interface in again: {error}");
             }
-            if let Err(error) = sockets.let_hear(nic).await {
-                tracing::warn!("An interface hears nothing that is for all: {error}");
+            if let Err(error) = seat.welcome().await {
+                tracing::warn!("Frames wait for an interface in vain: {error}");
             }
-            if let Err(error) = sockets.claim(nic).await {
+            if let Err(error) = sockets.claim(&seat.nic).await {
                 tracing::warn!("Can't claim an address again: {error}");
             }
         }
