@@ -104,6 +104,11 @@ impl Lan {
         &self.ports
     }
 
+    /// Whether the port of `network` was given something since it was read last.
+    pub(super) fn has_delivered(&self, network: NetworkId) -> bool {
+        self.ports.get(&network).is_some_and(Port::has_delivered)
+    }
+
     pub(super) fn add_port(&mut self, config: PortConfig) -> io::Result<()> {
         let (network, mtu) = (config.network, config.mtu);
         self.ports.insert(network, Port::new(config)?);

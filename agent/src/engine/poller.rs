@@ -7,6 +7,8 @@ use std::time::Duration;
 #[derive(Default)]
 pub(super) struct Poller {
     descriptors: Vec<libc::pollfd>,
+    /// Whether the last wait found something.
+    has_found: bool,
 }
 
 impl Poller {
@@ -36,12 +38,18 @@ impl Poller {
                 std::ptr::null(),
             )
         };
+        self.has_found = result > 0;
         if result < 0 {
             // A signal: look at nothing and wait again.
             for descriptor in &mut self.descriptors {
                 descriptor.revents = 0;
             }
         }
+    }
+
+    /// Whether the last wait found something, and did not end by its timeout.
+    pub(super) fn has_found(&self) -> bool {
+        self.has_found
     }
 
     /// Whether the last wait found something to read at the descriptor that was watched as number `index`, be it an

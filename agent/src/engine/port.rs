@@ -33,6 +33,8 @@ pub(super) struct Port {
     mtu: usize,
     offloads: TapOffloads,
     pub(super) traffic: TrafficCounters,
+    /// Whether something was delivered since it was read last.
+    has_delivered: bool,
 }
 
 impl Port {
@@ -42,11 +44,13 @@ impl Port {
             mtu: config.mtu.into(),
             offloads: config.offloads,
             traffic: TrafficCounters::default(),
+            has_delivered: false,
         })
     }
 
     /// Reads one packet and makes its virtio-net header one that a peer accepts. False if it was dropped. HOT PATH.
     pub(super) fn read(&mut self, buffer: &mut PacketBuffer) -> io::Result<bool> {
+        self.has_delivered = false;
         buffer.fill(|bytes| self.tap.read(bytes))?;
         let packet = buffer.as_mut();
         self.traffic.received(packet.len().saturating_sub(VNET_BYTES));
@@ -66,10 +70,16 @@ impl Port {
 
     /// Writes a packet of untrusted origin: its virtio-net header is rebuilt. HOT PATH.
     pub(super) fn deliver(&mut self, segmenter: &mut Segmenter, packet: &[u8]) {
+        self.has_delivered = true;
         match self.write(segmenter, packet) {
             Ok(bytes) => self.traffic.sent(bytes),
             Err(reason) => self.traffic.drops.count(reason),
         }
+    }
+
+    /// Whether something was delivered since it was read last: who got it may have answered already.
+    pub(super) fn has_delivered(&self) -> bool {
+        self.has_delivered
     }
 
     /// Gives a packet of untrusted origin to `send`, which takes it past the bridge: its virtio-net header is rebuilt.

@@ -32,9 +32,12 @@ impl Priority {
         priority
     }
 
-    /// Looks whether the thread had to wait, if it is time for that.
-    pub(super) fn review(&mut self, tick: Tick) {
+    /// Looks whether the thread had to wait, if it is time for that. `carries` says whether this turn found something.
+    pub(super) fn review(&mut self, tick: Tick, carries: bool) {
         let Some(figures) = &self.figures else { return };
+        if carries {
+            self.urgency.carry(tick.now.mono);
+        }
         if !self.urgency.is_due(tick.now.mono) {
             return;
         }

@@ -125,7 +125,7 @@ impl Worker {
             has_more = self.links.transmit(tick);
             self.events.flush();
             // When everything is on its way: no packet waits for it.
-            priority.review(tick);
+            priority.review(tick, self.poller.has_found());
             if !pause.is_zero() && !has_more {
                 std::thread::sleep(pause);
             }
@@ -287,13 +287,14 @@ impl Worker {
         }
     }
 
-    /// Reads the ports that have something. A full socket makes them wait: the kernel drops at its own queue then.
-    /// Returns how long to let packets gather before the next look.
+    /// Reads the ports that have something, and those that were given something in this turn: a guest that answers at
+    /// once has done so. A full socket makes them wait: the kernel drops at its own queue then. Returns how long to let
+    /// packets gather before the next look.
     fn read_ports(&mut self, tick: Tick) -> Duration {
         let (mut packets, mut bytes) = (0, 0);
         for index in 0..self.networks.len() {
             let network = self.networks[index];
-            if !self.poller.is_readable(PORTS + index) {
+            if !self.poller.is_readable(PORTS + index) && !self.lan.has_delivered(network) {
                 continue;
             }
             match self.lan.read_port(tick, network, &mut self.links) {

@@ -177,14 +177,14 @@ impl Hand {
                 self.wait(self.timeout());
             }
             let tick = self.clock.tick();
-            self.take_tasks(tick);
+            let has_tasks = self.take_tasks(tick);
             self.shard.handle_timeouts(tick);
             self.receive(tick);
             self.housekeep(tick);
             has_more = self.shard.transmit(tick);
             self.notes.publish();
             // When everything is on its way: no packet waits for it.
-            priority.review(tick);
+            priority.review(tick, has_tasks);
             if is_last {
                 return;
             }
@@ -207,12 +207,15 @@ impl Hand {
         at.saturating_duration_since(self.clock.tick().at)
     }
 
-    /// Carries out one batch at least, and what came meanwhile.
-    fn take_tasks(&mut self, tick: Tick) {
+    /// Carries out one batch at least, and what came meanwhile. False if there was none.
+    fn take_tasks(&mut self, tick: Tick) -> bool {
+        let mut has_tasks = false;
         while let Some(mut batch) = self.tasks.take() {
             self.carry_out(tick, &mut batch);
             self.tasks.give_back(batch);
+            has_tasks = true;
         }
+        has_tasks
     }
 
     fn carry_out(&mut self, tick: Tick, batch: &mut Batch<Task>) {
