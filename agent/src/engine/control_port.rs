@@ -15,7 +15,7 @@ use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use tokio::io::Interest;
@@ -35,6 +35,8 @@ pub struct ControlPort {
     received: AtomicU64,
     dropped: AtomicU64,
     sent: AtomicU64,
+    /// Whether the socket had no room when a packet was to be sent, and nobody has found room since.
+    is_full: AtomicBool,
 }
 
 /// What went through the control plane's end of the socket.
@@ -66,6 +68,7 @@ impl ControlPort {
             received: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
             sent: AtomicU64::new(0),
+            is_full: AtomicBool::new(false),
         })
     }
 
@@ -113,7 +116,12 @@ impl AsyncUdpSocket for ControlPort {
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         self.sent.fetch_add(1, Ordering::Relaxed);
-        self.socket.transmit(transmit).map(drop)
+        // It fails only when there is no room.
+        let result = self.socket.transmit(transmit).map(drop);
+        if result.is_err() {
+            self.is_full.store(true, Ordering::Relaxed);
+        }
+        result
     }
 
     fn poll_recv(
@@ -158,8 +166,10 @@ impl fmt::Debug for ControlPort {
     }
 }
 
-/// Waits until the socket takes packets again. It is registered with the runtime only while someone waits: a standing
-/// registration would wake the runtime for every packet that the engine gets rid of.
+/// Waits until the socket takes packets again. QUIC asks before it sends anything, so the answer is yes without a look
+/// until a send has failed: that there is no room is rare, and asking costs more than sending. It is registered with the
+/// runtime only while someone waits: a standing registration would wake the runtime for every packet that the engine
+/// gets rid of.
 #[derive(Debug)]
 struct WritePoller {
     port: Arc<ControlPort>,
@@ -169,6 +179,10 @@ struct WritePoller {
 impl UdpPoller for WritePoller {
     fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        if !this.port.is_full.load(Ordering::Relaxed) {
+            this.registered = None;
+            return Poll::Ready(Ok(()));
+        }
         let waiting = match this.registered.take() {
             Some(waiting) => waiting,
             None => {
@@ -180,6 +194,7 @@ impl UdpPoller for WritePoller {
         let waiting = this.registered.insert(waiting);
         let result = ready!(waiting.poll_write_ready(cx)).map(drop);
         this.registered = None;
+        this.port.is_full.store(false, Ordering::Relaxed);
         Poll::Ready(result)
     }
 }
