@@ -1,5 +1,6 @@
 //! Engines against each other on loopback, with packet sockets in place of TAPs.
 
+mod idle;
 // The same tests twice.
 #[allow(clippy::duplicate_mod)]
 mod one_thread;

@@ -22,8 +22,9 @@ const RECEIVE_BUFFER_BYTES: usize = 1 << 20;
 /// Bytes of link messages in flight. They are few and small; the window is what an unread stream can pin.
 const STREAM_WINDOW: u32 = 256 << 10;
 
-/// Keeps NAT bindings and detects a dead peer: three keep-alives fit into the idle time.
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// Keeps NAT bindings and detects a dead peer. One keep-alive fits into the idle time: QUIC repeats it until it is
+/// answered. Either side's serves both.
+const KEEP_ALIVE: Duration = Duration::from_secs(8);
 const IDLE: Duration = Duration::from_secs(15);
 
 /// First guess of the round trip: a lost first packet is repeated after three times this.
