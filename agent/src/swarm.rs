@@ -16,6 +16,7 @@ mod listen_addresses;
 pub mod members;
 mod muxer;
 mod oneport;
+mod outflow;
 pub mod service;
 pub mod streams;
 pub mod transport;

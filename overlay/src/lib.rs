@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 pub mod breaker;
+pub mod bulk_window;
 pub mod chunk;
 pub mod claims;
 pub mod crypto;

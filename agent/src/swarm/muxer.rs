@@ -1,6 +1,7 @@
 //! One QUIC connection of the control plane as libp2p sees it: a source of bidirectional streams.
 
 use super::address::{canonical, quic_address};
+use super::outflow::Outflow;
 use futures::future::BoxFuture;
 use futures::{AsyncRead, AsyncWrite, FutureExt};
 use libp2p::PeerId;
@@ -10,6 +11,7 @@ use quinn::rustls::pki_types::CertificateDer;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 type Opening = BoxFuture<'static, Result<(quinn::SendStream, quinn::RecvStream), quinn::ConnectionError>>;
@@ -17,6 +19,7 @@ type Opening = BoxFuture<'static, Result<(quinn::SendStream, quinn::RecvStream),
 /// The streams of one connection.
 pub(super) struct Muxer {
     connection: quinn::Connection,
+    outflow: Arc<Outflow>,
     /// Where the peer was when libp2p last heard of it.
     remote: SocketAddr,
     inbound: Option<Opening>,
@@ -28,7 +31,16 @@ impl Muxer {
     pub(super) fn new(connection: quinn::Connection) -> io::Result<(PeerId, Self)> {
         let peer = proven_peer(&connection)?;
         let remote = canonical(connection.remote_address());
-        Ok((peer, Self { connection, remote, inbound: None, outbound: None }))
+        let outflow = Arc::new(Outflow::new(connection.clone()));
+        Ok((peer, Self { connection, outflow, remote, inbound: None, outbound: None }))
+    }
+
+    fn substream(
+        &self,
+        opened: Result<(quinn::SendStream, quinn::RecvStream), quinn::ConnectionError>,
+    ) -> io::Result<Substream> {
+        let (send, receive) = opened?;
+        Ok(Substream { send, receive, outflow: self.outflow.clone() })
     }
 }
 
@@ -56,7 +68,7 @@ impl StreamMuxer for Muxer {
         let opening = self.inbound.get_or_insert_with(|| async move { connection.accept_bi().await }.boxed());
         let opened = ready!(opening.poll_unpin(cx));
         self.inbound = None;
-        Poll::Ready(opened.map(Substream::from).map_err(io::Error::from))
+        Poll::Ready(self.substream(opened))
     }
 
     fn poll_outbound(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<Substream>> {
@@ -64,7 +76,7 @@ impl StreamMuxer for Muxer {
         let opening = self.outbound.get_or_insert_with(|| async move { connection.open_bi().await }.boxed());
         let opened = ready!(opening.poll_unpin(cx));
         self.outbound = None;
-        Poll::Ready(opened.map(Substream::from).map_err(io::Error::from))
+        Poll::Ready(self.substream(opened))
     }
 
     fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -87,12 +99,7 @@ impl StreamMuxer for Muxer {
 pub(super) struct Substream {
     send: quinn::SendStream,
     receive: quinn::RecvStream,
-}
-
-impl From<(quinn::SendStream, quinn::RecvStream)> for Substream {
-    fn from((send, receive): (quinn::SendStream, quinn::RecvStream)) -> Self {
-        Self { send, receive }
-    }
+    outflow: Arc<Outflow>,
 }
 
 impl AsyncRead for Substream {
@@ -103,6 +110,7 @@ impl AsyncRead for Substream {
 
 impl AsyncWrite for Substream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.outflow.adapt();
         Pin::new(&mut self.send).poll_write(cx, bytes).map_err(io::Error::from)
     }
 

@@ -6,6 +6,7 @@
 use super::address::{canonical, quic_address, quic_parts};
 use super::listen_addresses::{Change, ListenAddresses};
 use super::muxer::Muxer;
+use super::outflow::BulkWindows;
 use anyhow::Context as _;
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -154,6 +155,7 @@ fn parameters() -> quinn::TransportConfig {
         .max_idle_timeout(Some(IDLE_TIME_MAX.try_into().expect("20 s fit a QUIC time")))
         .stream_receive_window(STREAM_WINDOW_BYTES.into())
         .receive_window(CONNECTION_WINDOW_BYTES.into())
+        .congestion_controller_factory(Arc::new(BulkWindows))
         .allow_spin(false);
     parameters
 }
