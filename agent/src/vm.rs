@@ -9,6 +9,7 @@ mod cdrom;
 mod cgroup;
 mod clone;
 mod console;
+mod descriptor;
 mod disk;
 mod display;
 mod error;

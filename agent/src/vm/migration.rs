@@ -9,6 +9,7 @@ mod definition;
 mod hypervisor;
 mod line;
 mod report;
+mod rest_of_memory;
 mod source;
 mod target;
 

@@ -92,8 +92,12 @@ impl Vms {
     pub(super) async fn end_move(self: &Arc<Self>, machine: &Arc<Machine>) {
         machine.set_mover(None);
         let Some(live) = machine.live() else {
-            return on_end(self, machine, Some("Its process ended while it was on its way to another host".into()))
-                .await;
+            on_end(self, machine, Some("Its process ended while it was on its way to another host".into())).await;
+            if machine.begins_again(self.now()) {
+                tracing::info!(vm = %machine.spec().name, "A VM that crashed begins again");
+                self.start_in_background(machine.clone());
+            }
+            return;
         };
         live.release();
         let status = live.qmp.run("query-status").await.ok();

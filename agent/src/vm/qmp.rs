@@ -1,11 +1,13 @@
 //! A client of QEMU's monitor: commands with ids, answers and events on one Unix socket.
 
+use super::descriptor;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
@@ -18,6 +20,9 @@ const COMMANDS_MAX: usize = 16;
 const EVENTS_MAX: usize = 256;
 /// Bytes of one line: the longest answers describe all devices.
 const LINE_BYTES_MAX: u64 = 4 << 20;
+
+/// The capability of running commands beside the main loop.
+const OUT_OF_BAND: &str = "oob";
 
 /// The way to one QEMU. Clones share the connection.
 #[derive(Clone, Debug)]
@@ -62,7 +67,18 @@ pub enum QmpError {
 struct Command {
     name: String,
     arguments: Value,
+    lane: Lane,
+    descriptor: Option<OwnedFd>,
     answer: oneshot::Sender<Result<Value, QmpError>>,
+}
+
+/// Where QEMU runs a command.
+#[derive(Clone, Copy, Debug)]
+enum Lane {
+    /// In its main loop, one after the other.
+    Main,
+    /// Beside it, also while that hangs.
+    Beside,
 }
 
 #[derive(Deserialize)]
@@ -70,7 +86,7 @@ struct Command {
 enum Message {
     Greeting {
         #[serde(rename = "QMP")]
-        _qmp: Value,
+        qmp: Greeting,
     },
     Answer {
         #[serde(rename = "return")]
@@ -82,6 +98,13 @@ enum Message {
         id: Option<u64>,
     },
     Event(Event),
+}
+
+/// What the monitor can do besides.
+#[derive(Deserialize)]
+struct Greeting {
+    #[serde(default)]
+    capabilities: Vec<Value>,
 }
 
 #[derive(Deserialize)]
@@ -98,14 +121,15 @@ impl Qmp {
         let (read, write) = stream.into_split();
         let mut lines = Lines(BufReader::new(read));
         let greeting = tokio::time::timeout(ANSWER_TIMEOUT, lines.next()).await.map_err(|_| QmpError::Timeout)??;
-        if !matches!(greeting, Some(Message::Greeting { .. })) {
+        let Some(Message::Greeting { qmp: Greeting { capabilities } }) = greeting else {
             return Err(QmpError::Broken("it does not greet".into()));
-        }
+        };
+        let wanted: Vec<Value> = capabilities.into_iter().filter(|name| name == OUT_OF_BAND).collect();
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         tokio::spawn(serve(lines, write, inbox, events));
         let qmp = Self(commands);
-        qmp.run("qmp_capabilities").await?;
+        qmp.run_with("qmp_capabilities", json!({"enable": wanted})).await?;
         Ok((qmp, receiver))
     }
 
@@ -122,8 +146,34 @@ impl Qmp {
     /// # Errors
     /// If QEMU refuses or is gone.
     pub async fn run_with(&self, command: &str, arguments: Value) -> Result<Value, QmpError> {
+        self.send(command, arguments, Lane::Main, None).await
+    }
+
+    /// Runs a command that QEMU can run while its main loop hangs.
+    ///
+    /// # Errors
+    /// If QEMU refuses or is gone.
+    pub async fn run_beside(&self, command: &str, arguments: Value) -> Result<Value, QmpError> {
+        self.send(command, arguments, Lane::Beside, None).await
+    }
+
+    /// Gives QEMU a descriptor, which other commands call `name`.
+    ///
+    /// # Errors
+    /// If QEMU refuses or is gone.
+    pub async fn give(&self, name: &str, descriptor: OwnedFd) -> Result<(), QmpError> {
+        self.send("getfd", json!({"fdname": name}), Lane::Main, Some(descriptor)).await.map(drop)
+    }
+
+    async fn send(
+        &self,
+        command: &str,
+        arguments: Value,
+        lane: Lane,
+        descriptor: Option<OwnedFd>,
+    ) -> Result<Value, QmpError> {
         let (answer, result) = oneshot::channel();
-        let command = Command { name: command.to_owned(), arguments, answer };
+        let command = Command { name: command.to_owned(), arguments, lane, descriptor, answer };
         self.0.send(command).await.map_err(|_| QmpError::Closed)?;
         match tokio::time::timeout(ANSWER_TIMEOUT, result).await {
             Ok(Ok(result)) => result,
@@ -164,19 +214,40 @@ async fn serve(
                 None => break,
             },
             command = commands.recv() => {
-                let Some(command) = command else { break };
+                let Some(mut command) = command else { break };
                 next += 1;
-                let line = json!({"execute": command.name, "arguments": command.arguments, "id": next}).to_string();
+                let (line, descriptor) = (command.line(next), command.descriptor.take());
                 waiting.insert(next, command);
                 // Nobody waits any more for those that timed out.
                 waiting.retain(|_, command| !command.answer.is_closed());
-                if write.write_all(format!("{line}\n").as_bytes()).await.is_err() {
+                if say(&mut write, line.as_bytes(), descriptor).await.is_err() {
                     break;
                 }
             }
         }
     }
     reader.abort();
+}
+
+/// Writes a line, and passes a descriptor along.
+async fn say(write: &mut OwnedWriteHalf, line: &[u8], descriptor: Option<OwnedFd>) -> io::Result<()> {
+    let mut said = 0;
+    if let Some(descriptor) = descriptor {
+        let stream: &UnixStream = write.as_ref();
+        let send = || descriptor::send_with(stream.as_fd(), line, &descriptor);
+        said = stream.async_io(Interest::WRITABLE, send).await?;
+    }
+    write.write_all(&line[said..]).await
+}
+
+impl Command {
+    fn line(&self, id: u64) -> String {
+        let verb = match self.lane {
+            Lane::Main => "execute",
+            Lane::Beside => "exec-oob",
+        };
+        format!("{}\n", json!({verb: self.name, "arguments": self.arguments, "id": id}))
+    }
 }
 
 fn take(message: Message, waiting: &mut HashMap<u64, Command>, events: &mpsc::Sender<Event>) {
@@ -228,10 +299,10 @@ mod tests {
     async fn answers_find_their_commands_between_events() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut qemu = BufReader::new(theirs);
-        tell(&mut qemu, json!({"QMP": {"version": {}, "capabilities": []}})).await;
+        tell(&mut qemu, json!({"QMP": {"version": {}, "capabilities": ["oob", "other"]}})).await;
         let start = tokio::spawn(Qmp::start(ours));
         let hello = line(&mut qemu).await;
-        assert_eq!(hello["execute"], "qmp_capabilities");
+        assert_eq!((&hello["execute"], &hello["arguments"]["enable"]), (&json!("qmp_capabilities"), &json!(["oob"])));
         tell(&mut qemu, json!({"event": "RESUME", "timestamp": {}})).await;
         tell(&mut qemu, json!({"return": {}, "id": hello["id"]})).await;
         let (qmp, mut events) = start.await.unwrap().unwrap();
@@ -246,6 +317,20 @@ mod tests {
         tell(&mut qemu, json!({"return": {"status": "running"}, "id": first_id})).await;
         assert_eq!(first.await.unwrap().unwrap()["status"], "running");
         assert_eq!(second.await.unwrap().unwrap_err().to_string(), "QEMU refuses eject: No medium");
+
+        let (beside, giving) = (qmp.clone(), qmp.clone());
+        let third = tokio::spawn(async move { beside.run_beside("migrate-pause", json!({})).await });
+        let asked = line(&mut qemu).await;
+        assert_eq!(asked["exec-oob"], "migrate-pause");
+        tell(&mut qemu, json!({"return": {}, "id": asked["id"]})).await;
+        third.await.unwrap().unwrap();
+        let (passed, _) = UnixStream::pair().unwrap();
+        let passed = OwnedFd::from(passed.into_std().unwrap());
+        let fourth = tokio::spawn(async move { giving.give("memory0", passed).await });
+        let asked = line(&mut qemu).await;
+        assert_eq!((&asked["execute"], &asked["arguments"]["fdname"]), (&json!("getfd"), &json!("memory0")));
+        tell(&mut qemu, json!({"return": {}, "id": asked["id"]})).await;
+        fourth.await.unwrap().unwrap();
 
         drop(qemu);
         assert!(events.recv().await.is_none());

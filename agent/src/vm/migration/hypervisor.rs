@@ -6,6 +6,7 @@ use super::super::qmp::{Event, Qmp, QmpError};
 use super::super::store::Files;
 use crate::netdev::Rest;
 use serde_json::{Value, json};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 use virtuoso_overlay::migrate::{PAUSE_TIME_MAX, SourceInput, TargetInput};
 
@@ -14,14 +15,21 @@ const JOB: &str = "move0";
 const NODE: &str = "moved0";
 const EXPORT: &str = "disk0";
 const DISK: &str = "disk0";
+/// What QEMU calls the way that its memory takes.
+const WAY: &str = "memory0";
 
 /// When QEMU pauses the guest by itself: when it can send in this time what is left. The least that it takes, because
 /// the agent means to be faster: QEMU loses frames that come while it pauses a guest.
 const DOWNTIME_LIMIT_MS: u64 = 1;
 /// When the agent has the guest paused: when what is left can be sent in this time.
 const PAUSE_BELOW: Duration = Duration::from_millis(60);
-/// A guest that would be paused longer than this does not converge. Users notice it.
-const PAUSE_MAX_MS: u64 = 200;
+/// How long the first pass may take after which the guest is paused though nobody knows what it has changed meanwhile.
+const TRY_WITHIN: Duration = Duration::from_secs(2);
+/// A guest is quiet that changes less in a pass than can be sent in this time. As much again may have changed until it
+/// is paused.
+const QUIET: Duration = Duration::from_millis(PAUSE_TIME_MAX.as_millis() as u64 / 2);
+/// Passes after which it may be given up to copy the memory of a guest that is not quiet.
+const ROUNDS_MIN: u64 = 4;
 /// How often the agent looks how much is left: the sooner, the less that is.
 const LOOK_MIN: Duration = Duration::from_millis(2);
 const LOOK_MAX: Duration = Duration::from_millis(250);
@@ -54,7 +62,8 @@ pub(super) struct Figures {
     pub(super) rate: u64,
     pub(super) dirty: u64,
     pub(super) rounds: u64,
-    pub(super) expected_downtime_ms: u64,
+    /// How long it has been at it.
+    pub(super) elapsed: Duration,
 }
 
 /// Has QEMU at the source copy the disk to the socket.
@@ -86,8 +95,8 @@ pub(super) async fn release_mirror(qmp: &Qmp) -> Result<(), QmpError> {
     qmp.run_with("blockdev-del", json!({"node-name": NODE})).await.map(|_| ())
 }
 
-/// Has QEMU at the source send the memory to the socket.
-pub(super) async fn send_memory(qmp: &Qmp, files: &Files, terms: Terms) -> Result<(), QmpError> {
+/// Has QEMU at the source send the memory by `way`.
+pub(super) async fn send_memory(qmp: &Qmp, way: OwnedFd, terms: Terms) -> Result<(), QmpError> {
     capabilities(qmp, terms.post_copy).await?;
     let parameters = json!({
         "max-bandwidth": terms.bandwidth.unwrap_or(BANDWIDTH_MAX),
@@ -95,8 +104,8 @@ pub(super) async fn send_memory(qmp: &Qmp, files: &Files, terms: Terms) -> Resul
         "downtime-limit": DOWNTIME_LIMIT_MS,
     });
     qmp.run_with("migrate-set-parameters", parameters).await?;
-    let uri = format!("unix:{}", files.memory_socket().display());
-    qmp.run_with("migrate", json!({"uri": uri})).await.map(|_| ())
+    qmp.give(WAY, way).await?;
+    qmp.run_with("migrate", json!({"uri": format!("fd:{WAY}")})).await.map(drop)
 }
 
 async fn capabilities(qmp: &Qmp, post_copy: bool) -> Result<(), QmpError> {
@@ -121,16 +130,17 @@ pub(super) async fn is_interrupted(qmp: &Qmp) -> bool {
     status(qmp).await.is_ok_and(|status| status == "postcopy-paused")
 }
 
-/// Has QEMU at the source connect to the socket again, for what the target still fetches.
-pub(super) async fn send_again(qmp: &Qmp, files: &Files) -> Result<(), QmpError> {
-    let uri = format!("unix:{}", files.memory_socket().display());
-    qmp.run_with("migrate", json!({"uri": uri, "resume": true})).await.map(drop)
+/// Has QEMU at the source send by another `way` what the target still fetches.
+pub(super) async fn send_again(qmp: &Qmp, way: OwnedFd) -> Result<(), QmpError> {
+    qmp.give(WAY, way).await?;
+    qmp.run_with("migrate", json!({"uri": format!("fd:{WAY}"), "resume": true})).await.map(drop)
 }
 
-/// Has QEMU at the target listen at the socket again, for what it still fetches.
+/// Has QEMU at the target listen at the socket again, for what it still fetches. Its main loop may hang meanwhile,
+/// because it needs a page itself.
 pub(super) async fn receive_again(qmp: &Qmp, files: &Files) -> Result<(), QmpError> {
     let uri = format!("unix:{}", files.memory_socket().display());
-    qmp.run_with("migrate-recover", json!({"uri": uri})).await.map(drop)
+    qmp.run_beside("migrate-recover", json!({"uri": uri})).await.map(drop)
 }
 
 /// Has QEMU write the last bytes.
@@ -151,20 +161,38 @@ pub(super) async fn figures(qmp: &Qmp) -> Option<Figures> {
         rate: (ram["mbps"].as_f64().unwrap_or_default() * 125_000.0) as u64,
         dirty: number(&ram["dirty-pages-rate"]).saturating_mul(page),
         rounds: number(&ram["dirty-sync-count"]),
-        expected_downtime_ms: number(&info["expected-downtime"]),
+        elapsed: Duration::from_millis(number(&info["total-time"])),
     })
 }
 
-/// Whether the memory does not come to an end by copying it again.
-pub(super) fn is_diverging(figures: &Figures) -> bool {
-    figures.rounds >= 4 && figures.expected_downtime_ms > PAUSE_MAX_MS
+/// What the guest had changed each time that QEMU looked, in bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Changes {
+    last: Option<u64>,
+    before: Option<u64>,
 }
 
-/// Whether what is left can be sent while the guest is paused. `changed` is what it had changed in the last pass; in
-/// the first, nobody knows, and it is worth a try.
-pub(super) fn is_converging(figures: &Figures, changed: Option<u64>) -> bool {
-    let is_quiet = changed.is_none_or(|bytes| bytes <= bytes_in(figures.rate, PAUSE_TIME_MAX));
-    figures.is_active && figures.rate > 0 && is_quiet && figures.remaining <= bytes_in(figures.rate, PAUSE_BELOW)
+impl Changes {
+    /// QEMU has looked again.
+    pub(super) fn see(&mut self, bytes: u64) {
+        (self.before, self.last) = (self.last, Some(bytes));
+    }
+
+    /// Whether the memory does not come to an end by copying it again: it is much, and hardly less than before.
+    pub(super) fn are_diverging(&self, figures: &Figures) -> bool {
+        let (Some(last), Some(before)) = (self.last, self.before) else { return false };
+        figures.rounds >= ROUNDS_MIN && last > bytes_in(figures.rate, QUIET) && last > before / 4 * 3
+    }
+
+    /// Whether what is left can be sent while the guest is paused. In the first pass nobody knows what it has changed
+    /// meanwhile; it is worth a try if that pass was short.
+    pub(super) fn are_converging(&self, figures: &Figures) -> bool {
+        let is_quiet = match self.last {
+            Some(bytes) => bytes <= bytes_in(figures.rate, QUIET),
+            None => figures.elapsed <= TRY_WITHIN,
+        };
+        figures.is_active && figures.rate > 0 && is_quiet && figures.remaining <= bytes_in(figures.rate, PAUSE_BELOW)
+    }
 }
 
 /// When to look again: before so little can be left that the guest has to be paused.
@@ -365,6 +393,11 @@ pub(super) fn target_news(news: &News) -> Option<TargetInput> {
     }
 }
 
+/// Whether a guest runs before all of its memory is here.
+pub(super) fn is_post_copy(news: &News) -> bool {
+    matches!(news, News::Said(event, _) if event.event == "MIGRATION" && event.data["status"] == "postcopy-active")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -372,13 +405,29 @@ mod tests {
     #[test]
     fn a_guest_is_paused_when_little_is_left_and_looked_at_before() {
         let figures = |remaining| Figures { is_active: true, rate: 1 << 30, remaining, ..Figures::default() };
-        assert!(is_converging(&figures(60 << 20), None) && !is_converging(&figures(70 << 20), None));
-        assert!(is_converging(&figures(0), Some(200 << 20)) && !is_converging(&figures(0), Some(400 << 20)));
-        assert!(!is_converging(&Figures { is_active: false, ..figures(0) }, None), "QEMU has paused it by itself");
-        assert!(!is_converging(&Figures { rate: 0, ..figures(0) }, None), "nothing is known yet");
+        let unknown = Changes::default();
+        assert!(unknown.are_converging(&figures(60 << 20)) && !unknown.are_converging(&figures(70 << 20)));
+        assert!(!unknown.are_converging(&Figures { elapsed: Duration::from_secs(9), ..figures(0) }), "who knows");
+        assert!(!unknown.are_converging(&Figures { is_active: false, ..figures(0) }), "QEMU has paused it by itself");
+        assert!(!unknown.are_converging(&Figures { rate: 0, ..figures(0) }), "nothing is known yet");
         assert_eq!(next_look(&figures(64 << 20)), LOOK_MIN);
         assert_eq!(next_look(&figures(u64::MAX)), LOOK_MAX);
         let empty = Duration::from_millis(100);
         assert!(next_look(&figures(bytes_in(EMPTY_RATE, empty))) <= empty);
+    }
+
+    #[test]
+    fn memory_converges_as_long_as_less_changes_each_time() {
+        let figures = Figures { is_active: true, rate: 1 << 30, rounds: ROUNDS_MIN, ..Figures::default() };
+        let mut changes = Changes::default();
+        for (megabytes, converges, diverges) in
+            [(900, false, false), (600, false, false), (500, false, true), (300, false, false), (140, true, false)]
+        {
+            changes.see(megabytes << 20);
+            let seen = (changes.are_converging(&figures), changes.are_diverging(&figures));
+            assert_eq!(seen, (converges, diverges), "{megabytes}");
+        }
+        changes.see(150 << 20);
+        assert!(!changes.are_diverging(&figures), "little enough");
     }
 }

@@ -5,7 +5,9 @@ use super::super::console::Console;
 use super::Inbox;
 use crate::swarm::streams::{Stream, StreamKind, Streams};
 use anyhow::{Context as _, bail};
+use socket2::SockRef;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -29,8 +31,10 @@ const OUTGOING_MAX: usize = 64;
 const HEADER_TIME_MAX: Duration = Duration::from_secs(10);
 /// Parts of a console that wait: there are two.
 const PARTS_MAX: usize = 2;
-/// Bytes that are carried in one go.
-const COPY_BYTES: usize = 256 << 10;
+/// Bytes that are carried in one go. QEMU takes them for sent while they wait here.
+const COPY_BYTES: usize = 64 << 10;
+/// Bytes that wait in the socket of a QEMU that sends; the kernel doubles it, for what it needs itself.
+const PIPE_BYTES: usize = 64 << 10;
 
 /// What a stream carries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -225,6 +229,22 @@ pub(super) fn bridge(
         }
     });
     Ok(Bridge(carrying.abort_handle()))
+}
+
+/// One end of a connection for a QEMU of this host, to speak with one of the other host. Little waits in it: QEMU takes
+/// that for sent, and pauses the guest too early.
+pub(super) fn pipe(streams: Streams, to: HostId, what: Purpose, id: MigrationId) -> io::Result<(OwnedFd, Bridge)> {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+    SockRef::from(&theirs).set_send_buffer_size(PIPE_BYTES)?;
+    ours.set_nonblocking(true)?;
+    let qemu = UnixStream::from_std(ours)?;
+    let carrying = tokio::spawn(async move {
+        match open(&streams, to, what, id).await {
+            Ok(stream) => carry(qemu, stream).await,
+            Err(error) => tracing::debug!("A stream of a migration can't be opened: {error:#}"),
+        }
+    });
+    Ok((theirs.into(), Bridge(carrying.abort_handle())))
 }
 
 /// Joins a stream that came from the other host with the socket of the QEMU here.

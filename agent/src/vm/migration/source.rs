@@ -4,7 +4,7 @@ mod switch_over;
 
 use super::super::machine::{Live, Machine, News};
 use super::definition::Definition;
-use super::hypervisor::{self, Figures, SourceNews, Terms};
+use super::hypervisor::{self, Changes, Figures, SourceNews, Terms};
 use super::line::{self, Bridge, Line, Patience, Purpose};
 use super::report::{Counts, Times, milliseconds, sum};
 use super::{Inbox, MigrateOptions, Shared};
@@ -15,6 +15,8 @@ use crate::events::EventKind;
 use crate::name::Name;
 use crate::text::Text;
 use crate::vm::qmp::QmpError;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -64,8 +66,7 @@ struct Task {
     is_sending: bool,
     /// When QEMU is asked how far it is, and since when nobody was told.
     look_at: tokio::time::Instant,
-    /// Bytes that the guest had changed when QEMU looked last.
-    changed: Option<u64>,
+    changes: Changes,
     told_at: Option<tokio::time::Instant>,
     is_finishing_mirror: bool,
     post_copy: bool,
@@ -168,7 +169,7 @@ impl Task {
             disk_sent: Arc::default(),
             is_sending: false,
             look_at: tokio::time::Instant::now(),
-            changed: None,
+            changes: Changes::default(),
             told_at: None,
             is_finishing_mirror: false,
             post_copy: false,
@@ -299,11 +300,11 @@ impl Task {
         self.look_at = now + hypervisor::next_look(&figures);
         self.counts.bytes.memory = figures.transferred;
         if has_looked && figures.rounds > 1 {
-            self.changed = Some(figures.remaining);
+            self.changes.see(figures.remaining);
         }
-        if hypervisor::is_diverging(&figures) {
+        if self.changes.are_diverging(&figures) {
             self.hear(SourceInput::Diverging);
-        } else if hypervisor::is_converging(&figures, self.changed) {
+        } else if self.changes.are_converging(&figures) {
             self.hear(SourceInput::Converging);
         }
         if self.told_at.is_none_or(|at| now >= at + TELL_INTERVAL) {
@@ -322,12 +323,12 @@ impl Task {
         let name = self.machine.spec().name;
         tracing::info!(vm = %name, "The target goes on fetching memory over a new stream");
         self.bridges.clear();
-        let again = match self.bridge(Purpose::Memory) {
-            Ok(()) => hypervisor::send_again(&live.qmp, &self.machine.files).await.map_err(anyhow::Error::from),
-            Err(error) => Err(error),
+        let again = match self.way_of_memory() {
+            Ok(way) => hypervisor::send_again(&live.qmp, way).await,
+            Err(error) => Err(error.into()),
         };
         if let Err(error) = again {
-            tracing::debug!(vm = %name, "It can't yet: {error:#}");
+            tracing::debug!(vm = %name, "It can't yet: {error}");
         }
     }
 
@@ -350,7 +351,7 @@ impl Task {
             SourceEffect::Forget => self.shared.book.remove(self.id),
             SourceEffect::Send(message) => self.say(&message),
             SourceEffect::Mirror => {
-                let bridged = self.bridge(Purpose::Disk);
+                let bridged = self.way_of_disk();
                 self.try_qmp(bridged, async |live: Live, task: &Self| {
                     hypervisor::mirror(&live.qmp, &task.machine.files, task.bandwidth).await
                 })
@@ -360,12 +361,10 @@ impl Task {
                 self.is_sending = true;
                 self.seats().await;
                 self.begin_console();
-                let bridged = self.bridge(Purpose::Memory);
-                self.try_qmp(bridged, async |live: Live, task: &Self| {
-                    let terms = Terms { post_copy, bandwidth: task.bandwidth };
-                    hypervisor::send_memory(&live.qmp, &task.machine.files, terms).await
-                })
-                .await;
+                let terms = Terms { post_copy, bandwidth: self.bandwidth };
+                let way = self.way_of_memory();
+                let send = async |live: Live, _: &Self| hypervisor::send_memory(&live.qmp, way?, terms).await;
+                self.try_qmp(Ok(()), send).await;
             }
             SourceEffect::BeginPostCopy => {
                 self.post_copy = true;
@@ -411,14 +410,17 @@ impl Task {
         }
     }
 
-    fn bridge(&mut self, purpose: Purpose) -> anyhow::Result<()> {
-        let files = &self.machine.files;
-        let (socket, sent) = match purpose {
-            Purpose::Disk => (files.mirror_socket(), self.disk_sent.clone()),
-            _ => (files.memory_socket(), Arc::default()),
-        };
-        self.bridges.push(line::bridge(&socket, self.shared.streams.clone(), self.peer, purpose, self.id, sent)?);
+    fn way_of_disk(&mut self) -> anyhow::Result<()> {
+        let (socket, streams) = (self.machine.files.mirror_socket(), self.shared.streams.clone());
+        let sent = self.disk_sent.clone();
+        self.bridges.push(line::bridge(&socket, streams, self.peer, Purpose::Disk, self.id, sent)?);
         Ok(())
+    }
+
+    fn way_of_memory(&mut self) -> io::Result<OwnedFd> {
+        let (way, bridge) = line::pipe(self.shared.streams.clone(), self.peer, Purpose::Memory, self.id)?;
+        self.bridges.push(bridge);
+        Ok(way)
     }
 
     /// Tells QEMU something; what it refuses breaks the migration.

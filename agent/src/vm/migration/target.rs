@@ -6,6 +6,7 @@ use super::definition::Definition;
 use super::hypervisor;
 use super::line::{Line, Purpose};
 use super::report::sum;
+use super::rest_of_memory;
 use super::{Inbox, Shared};
 use crate::core::Seat;
 use crate::events::EventKind;
@@ -56,6 +57,8 @@ struct Task {
     /// Where the guest is plugged in.
     seats: Vec<Seat>,
     claiming: Option<JoinHandle<Vec<Seat>>>,
+    /// The guest runs before all of its memory is here.
+    is_fetching: bool,
 }
 
 /// Takes an offer.
@@ -119,6 +122,7 @@ impl Task {
             is_preparing: false,
             seats: Vec::new(),
             claiming: None,
+            is_fetching: false,
         }
     }
 
@@ -137,6 +141,7 @@ impl Task {
             tokio::select! {
                 Some(told) = self.inbox.recv() => self.on_inbox(told).await,
                 Some(news) = self.news.recv() => {
+                    self.is_fetching |= hypervisor::is_post_copy(&news);
                     if let Some(input) = hypervisor::target_news(&news) {
                         self.hear(input);
                     }
@@ -260,18 +265,17 @@ impl Task {
         }
     }
 
-    /// Goes on with post-copy after its stream broke.
+    /// Goes on with post-copy after its stream broke. Nobody asks QEMU whether it did: who waits for a page in its main
+    /// loop has no answer.
     async fn mend(&mut self) {
         self.mend_at = tokio::time::Instant::now() + MEND_INTERVAL;
         let Some(machine) = &self.machine else { return };
         let Some(live) = machine.live() else { return };
-        if hypervisor::is_interrupted(&live.qmp).await {
-            let vm = machine.spec().name;
-            match hypervisor::receive_again(&live.qmp, &machine.files).await {
-                Ok(()) => tracing::info!(%vm, "The guest waits for memory, whose stream broke"),
-                // It listens already.
-                Err(error) => tracing::debug!(%vm, "{error}"),
-            }
+        let vm = machine.spec().name;
+        match hypervisor::receive_again(&live.qmp, &machine.files).await {
+            Ok(()) => tracing::info!(%vm, "The guest waits for memory, whose stream broke"),
+            // Nothing broke, or it listens already.
+            Err(error) => tracing::trace!(%vm, "{error}"),
         }
     }
 
@@ -372,6 +376,9 @@ impl Task {
             }
         }
         self.end_expectation(machine).await;
+        if self.is_fetching {
+            rest_of_memory::follow(&self.shared, self.id, machine.clone());
+        }
         self.shared.vms.adopt_copy(machine).await;
         if let Some(live) = machine.live() {
             hypervisor::close_arrival(&live.qmp, &machine.files).await;
