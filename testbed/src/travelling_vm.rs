@@ -164,22 +164,11 @@ impl Journey {
 
 impl fmt::Display for Journey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let told = &self.told;
         write!(
             f,
-            "to {}: {:.0} ms, downtime {:.1}, blackout {:.1}; frames {} forwarded, {} buffered, {} lost, {} doubled; \
-             {:.1} MB memory, {:.1} MB disk; echoes {} lost of {}, {} doubled, gap {:.0} ms; \
-             multicasts {} lost of {}, {} doubled; ",
+            "to {}: {}; echoes {} lost of {}, {} doubled, gap {:.0} ms; multicasts {} lost of {}, {} doubled; ",
             self.to,
-            told.total_ms,
-            told.downtime_ms,
-            told.blackout_ms,
-            told.frames_forwarded,
-            told.frames_buffered,
-            told.frames_lost,
-            told.frames_duplicated,
-            told.memory_bytes as f64 / 1e6,
-            told.disk_bytes as f64 / 1e6,
+            self.told,
             self.echoes_lost,
             self.echoes_sent,
             self.echoes_duplicated,
@@ -192,6 +181,25 @@ impl fmt::Display for Journey {
             (Some(stall), _) => write!(f, "TCP stalled {stall:.0} ms"),
             (None, fault) => write!(f, "TCP broke: {}", fault.as_deref().unwrap_or_default()),
         }
+    }
+}
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:.0} ms, downtime {:.1}, blackout {:.1}; frames {} forwarded, {} buffered, {} lost, {} doubled; {:.1} MB \
+             memory, {:.1} MB disk",
+            self.total_ms,
+            self.downtime_ms,
+            self.blackout_ms,
+            self.frames_forwarded,
+            self.frames_buffered,
+            self.frames_lost,
+            self.frames_duplicated,
+            self.memory_bytes as f64 / 1e6,
+            self.disk_bytes as f64 / 1e6,
+        )
     }
 }
 

@@ -44,10 +44,17 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "migrate-post-copy",
-        about: "a guest that changes memory faster than it can be sent moves all the same",
+        about: "a guest that changes memory faster than it can be sent moves all the same, also when the line breaks then",
         topology: WAN,
         tools: TravellingVm::TOOLS,
         run: post_copy,
+    },
+    Scenario {
+        name: "migrate-source-dies",
+        about: "the QEMU that a VM moves away from is killed: no copy is left of it, and it starts anew from its whole disk",
+        topology: LAN,
+        tools: TravellingVm::TOOLS,
+        run: source_dies,
     },
 ];
 
@@ -167,7 +174,48 @@ fn post_copy(lab: &mut Lab) -> Result<()> {
     let report = lab.host("beta")?.json(&[&["vm", "migrate", "one", "--to", "alpha"], &options[..]].concat())?;
     ensure!(report["post_copy"] == true, "It was moved without post-copy: {report}");
     lab.note(format!("now: {} ms, blackout {} ms", report["total_ms"], report["blackout_ms"]));
-    vm.expect_at(lab, "alpha").context("After post-copy that was asked for")
+    vm.expect_at(lab, "alpha").context("After post-copy that was asked for")?;
+
+    // For longer than a connection lives without a sign, while the guest waits for memory.
+    lab.expect_anywhere("unreachable");
+    let moving = Moving::start(lab, &options)?;
+    moving.await_phase("resume")?;
+    lab.emulator("wan")?.isolate(&["beta"]);
+    interrupt::pause(CUT_OF_CONNECTIONS)?;
+    lab.emulator("wan")?.heal();
+    moving.end()?.map_err(|words| anyhow!("The move did not go on after the line broke in post-copy: {words}"))?;
+    vm.expect_at(lab, "beta").context("After the line broke in post-copy")
+}
+
+fn source_dies(lab: &mut Lab) -> Result<()> {
+    lab.expect_anywhere("A VM crashed");
+    lab.expect_anywhere("The rest of a VM's memory is lost");
+    lab.start_swarm()?;
+    let vm = Witness::start(lab)?;
+    let written = vm.inside(lab, READ)?;
+    let kill_source = |lab: &Lab| -> Result<()> {
+        let machines = qemus_of(lab.host("alpha")?.state_dir())?;
+        ensure!(machines.len() == 1, "The source should have one machine: {machines:?}");
+        sys::kill(machines[0], libc::SIGKILL)
+    };
+    for (phase, options) in [("disk", SLOWLY), ("memory", SLOWLY), ("switch-over", &[][..])] {
+        let moving = Moving::start(lab, options)?;
+        moving.await_phase(phase)?;
+        kill_source(lab)?;
+        if moving.end()?.is_ok() {
+            // All of it was on its way already.
+            ensure!(phase == "switch-over", "The move did not end when its source died in phase {phase}");
+            vm.expect_at(lab, "beta").context("The source's QEMU was killed at the very end")?;
+            moves_to(lab, &vm, "alpha")?;
+            continue;
+        }
+        vm.start_anew(lab, "alpha", &written).with_context(|| format!("The source's QEMU was killed in {phase}"))?;
+    }
+    let moving = Moving::start(lab, &["--post-copy", "now", "--bandwidth", "4MiB"])?;
+    moving.await_phase("resume")?;
+    kill_source(lab)?;
+    moving.end()?.ok();
+    vm.start_anew(lab, "beta", &written).context("The source's QEMU was killed in post-copy")
 }
 
 /// A VM whose guest goes on writing to its disk, and knows what must be there.
@@ -176,10 +224,32 @@ struct Witness(TravellingVm);
 impl Witness {
     fn start(lab: &mut Lab) -> Result<Self> {
         let vm = Self(TravellingVm::start(lab, &["--disk", "64MiB"], "", 1 << 20)?);
-        // The sum of what is never written again is kept in memory.
         vm.inside(lab, "dd if=/dev/urandom of=/dev/vda bs=64k count=128 conv=notrunc 2>/dev/null; sync")?;
-        vm.inside(lab, &format!("dd if=/dev/vda bs=64k count=128 2>/dev/null | md5sum >/run/sum; {WRITE}"))?;
+        vm.begin_to_write(lab)?;
         Ok(vm)
+    }
+
+    /// The sum of what is never written again is kept in memory.
+    fn begin_to_write(&self, lab: &Lab) -> Result<()> {
+        self.inside(lab, &format!("{READ} >/run/sum; {WRITE}")).map(drop)
+    }
+
+    /// Its machine must have ended on `host`, with nothing left elsewhere; it begins anew there, with the disk that has
+    /// the sum `written`.
+    fn start_anew(&self, lab: &Lab, host: &str, written: &str) -> Result<()> {
+        let other = if host == "alpha" { "beta" } else { "alpha" };
+        wait::until_true(format!("the VM to have crashed on {host}"), SETTLE_TIME_MAX, || {
+            let vm = lab.host("gamma")?.json(&["vm", "show", "one"])?;
+            let left = [host, other].map(|host| left_on(lab, host));
+            let wanted = [Left { qemus: 0, vms: 1, moves: 0 }, Left::default()];
+            let is_so = vm["state"] == "crashed" && vm["host_name"] == host && left == wanted;
+            Ok((is_so, format!("{} on {}, {left:?}", vm["state"], vm["host_name"])))
+        })?;
+        lab.host("gamma")?.json(&["vm", "start", "one"])?;
+        lab.guest("user")?.await_reach(self.0.ip.into(), BOOT_TIME_MAX)?;
+        let found = self.inside(lab, READ)?;
+        ensure!(found == written, "The disk has changed: {found} instead of {written}");
+        self.begin_to_write(lab)
     }
 
     fn inside(&self, lab: &Lab, words: &str) -> Result<String> {
@@ -350,12 +420,16 @@ const SLOWLY: &[&str] = &["--bandwidth", "4MiB"];
 /// Leaves less than a quarter of what the VM has written.
 const FILLER_BYTES: usize = 84 << 20;
 const CUT: Duration = Duration::from_secs(30);
+/// Connections between agents live for 20 s without a sign.
+const CUT_OF_CONNECTIONS: Duration = Duration::from_secs(25);
 /// Hosts ask each other every second; the rest is for a loaded machine.
 const SETTLE_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// Changes 16 MiB of memory again and again.
 const DIRTY: &str = "head -c 16777216 /dev/urandom >/run/junk; \
     (while :; do cat /run/junk >/run/more; done) </dev/null >/dev/null 2>&1 &";
+/// The sum of what is never written again.
+const READ: &str = "echo 3 >/proc/sys/vm/drop_caches; dd if=/dev/vda bs=64k count=128 2>/dev/null | md5sum";
 /// Writes numbers to sixteen blocks of the disk in turn, each time until they are there, and counts them in memory.
 const WRITE: &str = "rm -f /run/stop; (i=$(cat /run/i 2>/dev/null || echo 0); while [ ! -e /run/stop ]; do i=$((i+1)); \
     yes $i | head -c 4096 | dd of=/dev/vda bs=4096 seek=$((2048 + i % 16)) conv=notrunc,fsync 2>/dev/null; \

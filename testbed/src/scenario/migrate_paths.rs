@@ -79,8 +79,7 @@ fn many(lab: &mut Lab) -> Result<()> {
 
 fn move_to(lab: &mut Lab, to: &str) -> Result<()> {
     let told = TravellingVm::migrate(lab, to)?;
-    let (total, downtime, blackout) = (told.total_ms, told.downtime_ms, told.blackout_ms);
-    lab.note(format!("to {to}: {total:.0} ms, downtime {downtime:.0} ms, blackout {blackout:.0} ms"));
+    lab.note(format!("to {to}: {told}"));
     Ok(())
 }
 
