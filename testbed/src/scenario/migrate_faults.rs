@@ -196,7 +196,7 @@ fn source_dies(lab: &mut Lab) -> Result<()> {
     let kill_source = |lab: &Lab| -> Result<()> {
         let machines = qemus_of(lab.host("alpha")?.state_dir())?;
         ensure!(machines.len() == 1, "The source should have one machine: {machines:?}");
-        sys::kill(machines[0], libc::SIGKILL)
+        Ok(sys::kill(machines[0], libc::SIGKILL)?)
     };
     for (phase, options) in [("disk", SLOWLY), ("memory", SLOWLY), ("switch-over", &[][..])] {
         let moving = Moving::start(lab, options)?;

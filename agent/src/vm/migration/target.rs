@@ -340,8 +340,12 @@ impl Task {
         let Some(live) = self.machine.as_ref().and_then(|machine| machine.live()) else {
             return self.hear(TargetInput::NotResumed("the machine at the target ended".into()));
         };
+        let mut events = live.events.subscribe();
         match live.qmp.run("cont").await {
             Err(QmpError::Refused { reason, .. }) => self.hear(TargetInput::NotResumed(reason)),
+            Ok(_) if self.is_fetching && !rest_of_memory::await_begin(&live, &mut events).await => {
+                self.hear(TargetInput::NotResumed("the line broke before the guest could run".into()));
+            }
             // Without an answer it may have run.
             Ok(_) | Err(_) => self.hear(TargetInput::Resumed),
         }
@@ -377,7 +381,7 @@ impl Task {
         }
         self.end_expectation(machine).await;
         if self.is_fetching {
-            rest_of_memory::follow(&self.shared, self.id, machine.clone());
+            rest_of_memory::follow(&self.shared, self.id, machine.clone(), self.news_sender.clone());
         }
         self.shared.vms.adopt_copy(machine).await;
         if let Some(live) = machine.live() {
