@@ -146,7 +146,7 @@ impl Core {
             }
             netdev::Event::FdbLearned { network, interface, mac, .. } if is_port(&interface) => {
                 let port: PortId = self.networks.port_id(network, &interface);
-                self.plane.switch(move |switch, now| switch.handle_local(now, network, mac, Some(port), &[]));
+                self.plane.switch(move |switch, now| switch.handle_learned(now, network, mac, port));
             }
             // An address that the bridge forgot may only have been silent: its port's end is what counts.
             netdev::Event::PortAdded { .. }

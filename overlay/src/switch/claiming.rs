@@ -29,6 +29,14 @@ impl Switch {
         }
     }
 
+    /// The bridge has learned that `mac` is behind `port`. Of a guest that is expected here that says nothing: its port
+    /// has its address before it runs.
+    pub fn handle_learned(&mut self, now: Instant, network: NetworkId, mac: Mac, port: PortId) {
+        if self.binding(network, mac).is_none_or(|binding| !binding.is_awaited()) {
+            self.handle_local(now, network, mac, Some(port), &[]);
+        }
+    }
+
     /// Answers [`Upward::FindPort`]: whether the bridge knows the address behind one of its interfaces.
     pub fn handle_port_found(&mut self, now: Instant, network: NetworkId, mac: Mac, found: bool) {
         if !found && matches!(self.state(network, mac), Some(State::Probed { .. })) {

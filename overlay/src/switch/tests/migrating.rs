@@ -32,6 +32,9 @@ fn a_move_keeps_every_frame_in_order_also_those_that_overtake_the_handoff() {
     lab.settle();
     assert!(lab.delivered[1].is_empty(), "the guest does not run yet");
     lab.switches[1].handle_handoff(lab.now, claim);
+    lab.switches[1].handle_learned(lab.now, NET, GUEST, PortId(1));
+    lab.settle();
+    assert!(lab.delivered[1].is_empty(), "its port was opened, and it does not run yet");
     assert_eq!(lab.send(1, &frame(TALKER, GUEST)), None, "what it says first passes");
     assert_eq!(lab.delivered[2].len(), 2);
     lab.switches[1].handle_local(lab.now, NET, GUEST, PORT, &[]);
