@@ -44,10 +44,17 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "migrate-post-copy",
-        about: "a guest that changes memory faster than it can be sent moves all the same, also when the line breaks then",
+        about: "a guest that changes memory faster than it can be sent moves all the same",
         topology: WAN,
         tools: TravellingVm::TOOLS,
         run: post_copy,
+    },
+    Scenario {
+        name: "migrate-post-copy-cut",
+        about: "the line breaks while a guest fetches its memory: it goes on over another connection",
+        topology: WAN,
+        tools: TravellingVm::TOOLS,
+        run: post_copy_cut,
     },
     Scenario {
         name: "migrate-source-dies",
@@ -174,10 +181,16 @@ fn post_copy(lab: &mut Lab) -> Result<()> {
     let report = lab.host("beta")?.json(&[&["vm", "migrate", "one", "--to", "alpha"], &options[..]].concat())?;
     ensure!(report["post_copy"] == true, "It was moved without post-copy: {report}");
     lab.note(format!("now: {} ms, blackout {} ms", report["total_ms"], report["blackout_ms"]));
-    vm.expect_at(lab, "alpha").context("After post-copy that was asked for")?;
+    vm.expect_at(lab, "alpha").context("After post-copy that was asked for")
+}
 
-    // For longer than a connection lives without a sign, while the guest waits for memory.
+fn post_copy_cut(lab: &mut Lab) -> Result<()> {
     lab.expect_anywhere("unreachable");
+    lab.start_swarm()?;
+    let vm = Witness::start(lab)?;
+    vm.inside(lab, DIRTY)?;
+    // For longer than a connection lives without a sign.
+    let options = ["--post-copy", "now", "--bandwidth", "16MiB"];
     let moving = Moving::start(lab, &options)?;
     moving.await_phase("resume")?;
     lab.emulator("wan")?.isolate(&["beta"]);
