@@ -3,7 +3,7 @@
 //! Bulk that waits inside the agent is bulk that its sender believes sent: QEMU would pause a guest too early. So little
 //! more is taken than the path can have on its way.
 
-use quinn::congestion::{Controller, ControllerFactory};
+use quinn::congestion::{Controller, ControllerFactory, CubicConfig};
 use quinn_proto::RttEstimator;
 use std::any::Any;
 use std::sync::Arc;
@@ -20,6 +20,9 @@ const AHEAD_BYTES_MIN: u64 = 64 << 10;
 /// after a loss, and how many windows that takes.
 const REPAIR_ROUND_TRIPS: u32 = 8;
 const REPAIR_WINDOWS: u64 = 3;
+/// Paths with a shorter round trip are LANs: there the processors are the limit and not the line, so that time tells
+/// nothing of queues.
+const LAN_ROUND_TRIP: Duration = Duration::from_millis(4);
 /// Bytes that wait on a connection at most, whatever its window.
 const OUTFLOW_BYTES_MAX: u64 = 10 << 20;
 
@@ -53,8 +56,11 @@ impl Outflow {
 
 /// Bytes that may be unacknowledged, with those that wait.
 fn room(window: u64, round_trip: Duration, is_repairing: bool) -> u64 {
+    if round_trip < LAN_ROUND_TRIP {
+        return OUTFLOW_BYTES_MAX;
+    }
     let windows = if is_repairing { REPAIR_WINDOWS } else { 1 };
-    let ahead = window.saturating_mul(micros(AHEAD_TIME)) / micros(round_trip).max(1);
+    let ahead = window.saturating_mul(micros(AHEAD_TIME)) / micros(round_trip);
     window.saturating_mul(windows).saturating_add(ahead.max(AHEAD_BYTES_MIN)).min(OUTFLOW_BYTES_MAX)
 }
 
@@ -62,15 +68,16 @@ fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Makes [`BulkWindow`]s for connections.
+/// Makes the windows of connections.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BulkWindows;
 
-/// The window of one connection.
-#[derive(Clone, Debug)]
+/// The window of one connection: Cubic's on a LAN, else [`BulkWindow`].
 struct Window {
     begun: Instant,
     bulk: BulkWindow,
+    cubic: Box<dyn Controller>,
+    shortest: Duration,
 }
 
 impl Window {
@@ -80,38 +87,55 @@ impl Window {
 }
 
 impl ControllerFactory for BulkWindows {
-    fn build(self: Arc<Self>, now: Instant, _: u16) -> Box<dyn Controller> {
-        Box::new(Window { begun: now, bulk: BulkWindow::new(time::Instant(0)) })
+    fn build(self: Arc<Self>, now: Instant, mtu: u16) -> Box<dyn Controller> {
+        let cubic = Arc::new(CubicConfig::default()).build(now, mtu);
+        let bulk = BulkWindow::new(time::Instant(0));
+        Box::new(Window { begun: now, bulk, cubic, shortest: Duration::MAX })
     }
 }
 
 impl Controller for Window {
-    fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, _: &RttEstimator) {
+    fn on_sent(&mut self, now: Instant, bytes: u64, last_packet_number: u64) {
+        self.cubic.on_sent(now, bytes, last_packet_number);
+    }
+
+    fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, rtt: &RttEstimator) {
         let round_trip = now.saturating_duration_since(sent);
+        self.shortest = self.shortest.min(round_trip);
+        self.cubic.on_ack(now, sent, bytes, app_limited, rtt);
         self.bulk.acknowledge(self.at(now), round_trip, bytes, !app_limited);
     }
 
-    fn on_congestion_event(&mut self, now: Instant, _: Instant, is_persistent: bool, lost_bytes: u64) {
+    fn on_end_acks(&mut self, now: Instant, in_flight: u64, app_limited: bool, largest: Option<u64>) {
+        self.cubic.on_end_acks(now, in_flight, app_limited, largest);
+    }
+
+    fn on_congestion_event(&mut self, now: Instant, sent: Instant, is_persistent: bool, lost_bytes: u64) {
+        self.cubic.on_congestion_event(now, sent, is_persistent, lost_bytes);
         if is_persistent {
             // Nothing came through for long: it may be another path by now.
             self.bulk = BulkWindow::new(self.at(now));
+            self.shortest = Duration::MAX;
         } else {
             self.bulk.lose(lost_bytes);
         }
     }
 
-    fn on_mtu_update(&mut self, _: u16) {}
+    fn on_mtu_update(&mut self, mtu: u16) {
+        self.cubic.on_mtu_update(mtu);
+    }
 
     fn window(&self) -> u64 {
-        self.bulk.bytes()
+        if self.shortest < LAN_ROUND_TRIP { self.cubic.window() } else { self.bulk.bytes() }
     }
 
     fn clone_box(&self) -> Box<dyn Controller> {
-        Box::new(self.clone())
+        let (begun, bulk, cubic, shortest) = (self.begun, self.bulk, self.cubic.clone_box(), self.shortest);
+        Box::new(Self { begun, bulk, cubic, shortest })
     }
 
     fn initial_window(&self) -> u64 {
-        self.bulk.bytes()
+        self.window()
     }
 
     fn into_any(self: Box<Self>) -> Box<dyn Any> {
@@ -129,6 +153,7 @@ mod tests {
         assert_eq!(room(400 << 10, rtt, false), 500 << 10);
         assert_eq!(room(400 << 10, rtt, true), 1300 << 10);
         assert_eq!(room(20 << 10, rtt, false), 84 << 10, "a task must not wait for each packet");
-        assert_eq!(room(u64::MAX, Duration::ZERO, true), OUTFLOW_BYTES_MAX);
+        assert_eq!(room(u64::MAX, rtt, true), OUTFLOW_BYTES_MAX);
+        assert_eq!(room(20 << 10, Duration::from_millis(1), false), OUTFLOW_BYTES_MAX);
     }
 }

@@ -32,9 +32,9 @@ const HEADER_TIME_MAX: Duration = Duration::from_secs(10);
 /// Parts of a console that wait: there are two.
 const PARTS_MAX: usize = 2;
 /// Bytes that are carried in one go. QEMU takes them for sent while they wait here.
-const COPY_BYTES: usize = 64 << 10;
+const COPY_BYTES: usize = 128 << 10;
 /// Bytes that wait in the socket of a QEMU that sends; the kernel doubles it, for what it needs itself.
-const PIPE_BYTES: usize = 64 << 10;
+const PIPE_BYTES: usize = 96 << 10;
 
 /// What a stream carries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
