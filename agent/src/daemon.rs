@@ -83,8 +83,7 @@ async fn serve(source: &Source, config: Config, log: &LogHandle) -> anyhow::Resu
     let control_port = ControlPort::new(udp.clone());
     let (engine, engine_events) = start_engine(&udp, &control_port, &key, &gatekeeper, config.links.all)?;
     let swarm = start_swarm(&config, &state, &key, &credentials, known_peers, (&udp, control_port))?;
-    let streams = swarm.streams();
-    let inbound = InboundStreams::of(&streams);
+    let (streams, inbound) = InboundStreams::begin(&swarm);
     let discs = serve_files(&state, key.host_id(), &images, &streams)?;
     let (netdev, facts) = (Netdev::open()?, HostFacts::read(state.path()).await?);
     let parts = Parts {
@@ -149,9 +148,10 @@ struct InboundStreams {
 }
 
 impl InboundStreams {
-    fn of(streams: &Streams) -> Self {
+    fn begin(swarm: &SwarmService) -> (Streams, Self) {
+        let streams = swarm.streams();
         let [attach, control, migration] = [ATTACH, CONTROL, MIGRATION].map(|kind| streams.serve(kind));
-        Self { attach, control, migration }
+        (streams, Self { attach, control, migration })
     }
 }
 

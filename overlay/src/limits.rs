@@ -58,8 +58,8 @@ pub const RELEASE_INTERVAL: Duration = Duration::from_millis(1);
 pub const RELEASE_FRAMES: usize = 128;
 /// See [`RELEASE_INTERVAL`].
 pub const RELEASE_BYTES: usize = 64 * 1024;
-/// How long a host remembers frames to groups for a guest that comes: as long as their copies may wait where it was, and
-/// a second for the way.
+/// How long a host remembers frames to groups for a guest that comes: as long as their copies may wait where it was,
+/// and a second for the way.
 pub const HEARD_TIME: Duration = Duration::from_secs(6);
 /// Frames that it remembers: 1.5 MiB, three seconds of the most that one port may flood.
 pub const HEARD_FRAMES_MAX: usize = 65_536;

@@ -103,8 +103,8 @@ impl TravellingVm {
         Ok(command)
     }
 
-    /// Moves it to a host, under an echo each 5 ms, a multicast stream that the VM answers, and a transfer whose bytes are
-    /// compared.
+    /// Moves it to a host, under an echo each 5 ms, a multicast stream that the VM answers, and a transfer whose bytes
+    /// are compared.
     pub(crate) fn travel(&self, lab: &Lab, to: &str) -> Result<Journey> {
         let user = lab.guest("user")?;
         let transfer = Transfer::through_echo(user, (self.ip, ECHO_PORT).into(), self.bytes_per_second)?;

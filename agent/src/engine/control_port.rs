@@ -167,9 +167,9 @@ impl fmt::Debug for ControlPort {
 }
 
 /// Waits until the socket takes packets again. QUIC asks before it sends anything, so the answer is yes without a look
-/// until a send has failed: that there is no room is rare, and asking costs more than sending. It is registered with the
-/// runtime only while someone waits: a standing registration would wake the runtime for every packet that the engine
-/// gets rid of.
+/// until a send has failed: that there is no room is rare, and asking costs more than sending. It is registered with
+/// the runtime only while someone waits: a standing registration would wake the runtime for every packet that the
+/// engine gets rid of.
 #[derive(Debug)]
 struct WritePoller {
     port: Arc<ControlPort>,

@@ -55,8 +55,8 @@ impl Netdev {
         self.change(message, format!("to silence port {name} of bridge {}", bridge_name(network))).await
     }
 
-    /// Lets a silent port, of which the kernel's index is known, speak: as `mac` only, if one is given, and hear what is for that. This is quick. What the
-    /// bridge floods still passes it by (see [`super::GuestPorts::flood`]).
+    /// Lets a silent port, of which the kernel's index is known, speak: as `mac` only, if one is given, and hear what
+    /// is for that. This is quick. What the bridge floods still passes it by (see [`super::GuestPorts::flood`]).
     ///
     /// # Errors
     /// If there is no such port, or the right is missing.

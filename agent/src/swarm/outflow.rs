@@ -1,7 +1,7 @@
 //! How much a control connection may have on its way, and how much may wait before that.
 //!
-//! Bulk that waits inside the agent is bulk that its sender believes sent: QEMU would pause a guest too early. So little
-//! more is taken than the path can have on its way.
+//! Bulk that waits inside the agent is bulk that its sender believes sent: QEMU would pause a guest too early. So
+//! little more is taken than the path can have on its way.
 
 use quinn::congestion::{Controller, ControllerFactory, CubicConfig};
 use quinn_proto::RttEstimator;

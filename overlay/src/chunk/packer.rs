@@ -20,8 +20,8 @@ const PARITY_DATAGRAMS: RangeInclusive<usize> = 3..=12;
 /// What is sent of a packet besides itself.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct Redundancy {
-    /// Bytes at the front of a packet that go once more in its last datagram, if it spans more than a dozen: without its
-    /// headers, what else arrives of it is worth nothing. At most 254.
+    /// Bytes at the front of a packet that go once more in its last datagram, if it spans more than a dozen: without
+    /// its headers, what else arrives of it is worth nothing. At most 254.
     pub headers: usize,
     /// Whether one that spans fewer gets a parity: then any one of its datagrams may get lost.
     pub parity: bool,

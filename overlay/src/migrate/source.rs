@@ -385,8 +385,8 @@ impl Source {
         }
     }
 
-    /// The permission is written while QEMU sends the last bytes; nobody hears of it before they are sent. Whoever finds
-    /// it after a crash in between asks the target, which never heard of it and declines.
+    /// The permission is written while QEMU sends the last bytes; nobody hears of it before they are sent. Whoever
+    /// finds it after a crash in between asks the target, which never heard of it and declines.
     fn let_go(&mut self) {
         self.state = State::Switching;
         self.effects.extend([SourceEffect::Continue, SourceEffect::Persist(Phase::Given)]);

@@ -1,7 +1,7 @@
 //! The frames to groups that a host has heard lately, so that a parcel is known for a copy of one of them.
 //!
-//! Two frames may be equal to the last bit. Then time tells which of them a parcel holds: the nearest one, and none that
-//! is farther away than paths and queues account for.
+//! Two frames may be equal to the last bit. Then time tells which of them a parcel holds: the nearest one, and none
+//! that is farther away than paths and queues account for.
 
 use crate::ids::Mac;
 use crate::limits::{HEARD_FRAMES_MAX, HEARD_TIME, PARCEL_EARLY_MAX, PARCEL_LATE_MAX};

@@ -174,8 +174,8 @@ pub(super) async fn take_parts(mut stream: Stream, console: &Console) -> anyhow:
     }
 }
 
-/// A stream between the QEMUs of both hosts. It ends when this is dropped, and each of them hears so: one that waits for
-/// a host that is gone would else hang until the link to it times out, and its guest with it.
+/// A stream between the QEMUs of both hosts. It ends when this is dropped, and each of them hears so: one that waits
+/// for a host that is gone would else hang until the link to it times out, and its guest with it.
 #[derive(Debug)]
 pub(super) struct Bridge(AbortHandle);
 
