@@ -9,6 +9,7 @@
 //! plane shares the socket through a [`ControlPort`] and speaks to the engine through an [`EngineHandle`]; it is never
 //! waited for. Nothing in here knows libp2p's swarm, bridges or the API.
 
+mod ceiling;
 mod cid;
 mod clock;
 mod command;

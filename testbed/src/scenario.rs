@@ -236,6 +236,7 @@ impl fmt::Display for Outcome {
 
 const ONE: &str = include_str!("../topologies/one.toml");
 const LAN: &str = include_str!("../topologies/lan3.toml");
+const JUMBO: &str = include_str!("../topologies/jumbo2.toml");
 const WAN: &str = include_str!("../topologies/wan3.toml");
 const FAR: &str = include_str!("../topologies/far3.toml");
 const LOSSY: &str = include_str!("../topologies/lossy3.toml");

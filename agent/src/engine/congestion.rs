@@ -80,6 +80,12 @@ impl Rule {
         self.is_open.swap(is_open, Ordering::Relaxed)
     }
 
+    /// Takes over what another rule says.
+    pub(super) fn follow(&self, other: &Self) {
+        self.setting.store(other.setting.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.open_breaker(other.is_open.load(Ordering::Relaxed));
+    }
+
     /// Which one has the word.
     pub(super) fn active(&self) -> Congestion {
         let setting = self.setting.load(Ordering::Relaxed);

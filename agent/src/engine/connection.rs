@@ -207,7 +207,7 @@ impl Connection {
     /// Packets of one send on the path in use.
     fn segments_max(&self, socket: &Socket) -> usize {
         let is_unsegmented = self.unsegmented.is_some() && self.unsegmented == self.route.active();
-        if is_unsegmented { 1 } else { socket.segments_max() }
+        if is_unsegmented { 1 } else { socket.segments_max(self.quic.current_mtu()) }
     }
 
     /// Plans when what waits may be sent.
@@ -334,6 +334,10 @@ impl Connection {
         if is_too_large && bytes <= usize::from(self.quic.current_mtu()) && self.route.active().is_some() {
             tracing::debug!(bytes, "The interface carries less than before");
             self.quic.path_changed(tick.at);
+            // QUIC has made its controllers anew, with a rule of their own.
+            let rule = congestion::rule_of(&self.quic);
+            rule.follow(&self.rule);
+            self.rule = rule;
         }
         true
     }

@@ -25,6 +25,9 @@ use tokio::io::unix::AsyncFd;
 /// some milliseconds; more is dropped and repaired by QUIC.
 const RING_SLOTS: usize = 256;
 
+/// The largest packet that the control plane sends: as large as its discovery goes on an Ethernet underlay.
+const PACKET_BYTES_MAX: u16 = 1472;
+
 /// Bytes of a slot: more than any packet on an Ethernet underlay.
 const SLOT_BYTES: usize = 2048;
 
@@ -152,7 +155,7 @@ impl AsyncUdpSocket for ControlPort {
     }
 
     fn max_transmit_segments(&self) -> usize {
-        self.socket.segments_max()
+        self.socket.segments_max(PACKET_BYTES_MAX)
     }
 
     fn may_fragment(&self) -> bool {

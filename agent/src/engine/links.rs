@@ -13,6 +13,7 @@ mod admission;
 mod dialling;
 mod standing;
 
+use super::ceiling;
 use super::cid::{CurrentSlot, NO_SLOT, fill_random, slot_of};
 use super::clock::{Clock, Tick};
 use super::command::Wake;
@@ -103,7 +104,9 @@ pub(super) struct Links {
     /// Tells this run of the agent from an earlier one, so that peers drop connections to that one at once.
     instance: u64,
     endpoint: Endpoint,
-    transport: Arc<TransportConfig>,
+    /// What a connection that comes in is served by; its transport settings depend on where it comes from.
+    server: ServerConfig,
+    may_fragment: bool,
     current: CurrentSlot,
     table: Table,
     links: BTreeMap<HostId, Link>,
@@ -124,12 +127,13 @@ impl Links {
         let current = CurrentSlot::new();
         let ids = current.clone();
         let mut endpoint = EndpointConfig::new(Arc::new(tls::ResetKey::data(&keypair)?));
-        endpoint.cid_generator(move || Box::new(super::cid::DataCids(ids.clone())));
+        endpoint
+            .cid_generator(move || Box::new(super::cid::DataCids(ids.clone())))
+            .max_udp_payload_size(ceiling::CEILING_MAX)?;
         let may_fragment = socket.may_fragment();
-        let transport = transport::config(may_fragment, settings.congestion);
         let mut server = ServerConfig::with_crypto(Arc::new(tls::server(&keypair)?));
-        server.transport_config(Arc::clone(&transport)).migration(false);
-        let endpoint = Endpoint::new(Arc::new(endpoint), Some(Arc::new(server)), !may_fragment, None);
+        server.migration(false);
+        let endpoint = Endpoint::new(Arc::new(endpoint), Some(Arc::new(server.clone())), !may_fragment, None);
         let (mut instance, mut seed) = ([0; 8], [0; 8]);
         fill_random(&mut instance);
         fill_random(&mut seed);
@@ -144,7 +148,8 @@ impl Links {
             settings,
             instance: u64::from_be_bytes(instance),
             endpoint,
-            transport,
+            server,
+            may_fragment,
             current,
             table: Table::default(),
             links: BTreeMap::new(),
@@ -391,7 +396,9 @@ impl Links {
         }
         let name = incoming.remote_address();
         self.current.set(slot);
-        match self.endpoint.accept(incoming, tick.at, &mut self.response, None) {
+        let mut server = self.server.clone();
+        server.transport_config(self.transport_towards(&[source]));
+        match self.endpoint.accept(incoming, tick.at, &mut self.response, Some(Arc::new(server))) {
             Ok((handle, quic)) => {
                 let path = Path::Direct(source);
                 let standing = Standing::new(handle, name, Role::Acceptor, None, tick.at + SETUP_TIME);
@@ -405,6 +412,11 @@ impl Links {
                 }
             }
         }
+    }
+
+    /// QUIC's settings for a connection that goes to one of `addresses`.
+    fn transport_towards(&self, addresses: &[SocketAddr]) -> Arc<TransportConfig> {
+        transport::config(self.may_fragment, ceiling::towards(addresses), self.settings.congestion)
     }
 
     /// Does what follows from what happened in the shards.

@@ -20,6 +20,9 @@ const BUFFER_BYTES: usize = 2 << 20;
 /// Packets of one send: 44 packets of 1472 bytes fill the 64 KiB that one UDP send can carry.
 pub(crate) const SEGMENTS_MAX: usize = 44;
 
+/// Bytes of one send: the most that an IPv4 packet has room for, as which the kernel takes it before it segments.
+const BATCH_BYTES_MAX: usize = 65_507;
+
 /// A bound socket with offloads, pktinfo and ECN switched on.
 #[derive(Debug)]
 pub struct Socket {
@@ -137,9 +140,9 @@ impl Socket {
         Ok(meta[0])
     }
 
-    /// How many packets one send may carry.
-    pub(crate) fn segments_max(&self) -> usize {
-        self.segments_max
+    /// How many packets of `bytes` one send may carry.
+    pub(crate) fn segments_max(&self, bytes: u16) -> usize {
+        (BATCH_BYTES_MAX / usize::from(bytes.max(1))).clamp(1, self.segments_max)
     }
 
     /// Whether the network may fragment what is sent: then path MTU discovery would lie.
@@ -262,10 +265,10 @@ mod tests {
     #[test]
     fn an_invalid_address_does_not_end_segmentation() {
         let a = Socket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let before = a.segments_max();
+        let before = a.segments_max(1472);
         a.send(b"to nowhere", None, "127.0.0.1:0".parse().unwrap(), None).unwrap();
         a.send(b"to nowhere", None, "[::1]:5".parse().unwrap(), None).unwrap();
-        assert_eq!((a.segments_max(), a.send_errors()), (before, 2));
+        assert_eq!((a.segments_max(1472), a.send_errors()), (before, 2));
     }
 
     #[test]

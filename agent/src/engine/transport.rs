@@ -5,9 +5,6 @@ use quinn_proto::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The largest UDP payload that a path is probed for: an Ethernet underlay with IPv4. Over IPv6 discovery ends at 1452.
-const MTU_CEILING: u16 = 1472;
-
 /// What every path must carry: QUIC's own minimum.
 const MTU_FLOOR: u16 = 1200;
 
@@ -30,13 +27,14 @@ const IDLE: Duration = Duration::from_secs(15);
 /// First guess of the round trip: a lost first packet is repeated after three times this.
 const INITIAL_RTT: Duration = Duration::from_millis(100);
 
-/// The settings of every connection. `may_fragment` switches discovery off where its probes would be fragmented.
-pub(super) fn config(may_fragment: bool, congestion: Congestion) -> Arc<TransportConfig> {
+/// The settings of a connection that is probed for UDP payloads of up to `ceiling` bytes. `may_fragment` switches
+/// discovery off where its probes would be fragmented.
+pub(super) fn config(may_fragment: bool, ceiling: u16, congestion: Congestion) -> Arc<TransportConfig> {
     let mut discovery = MtuDiscoveryConfig::default();
     // Steps of 20 bytes, the default, would give up to 19 bytes of each packet away. A black hole that burst loss
     // feigned must not halve a link for a minute.
     discovery
-        .upper_bound(MTU_CEILING)
+        .upper_bound(ceiling)
         .minimum_change(1)
         .black_hole_cooldown(Duration::from_secs(5))
         .interval(Duration::from_secs(30));

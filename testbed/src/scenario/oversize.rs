@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use super::{LAN, Scenario, WAN};
+use super::{JUMBO, LAN, Scenario, WAN};
 use crate::command;
 use crate::guest::Guest;
 use crate::lab::Lab;
@@ -34,6 +34,13 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         topology: WAN,
         tools: &["ping"],
         run: black_hole,
+    },
+    Scenario {
+        name: "jumbo-underlay",
+        about: "a path for jumbo frames is found and used; when it carries less, networks of MTU 9000 go on in seconds",
+        topology: JUMBO,
+        tools: &["ping"],
+        run: jumbo_underlay,
     },
 ];
 
@@ -83,6 +90,34 @@ fn black_hole(lab: &mut Lab) -> Result<()> {
     await_mtu(lab, 1472)?;
     lab.note(format!("the wide path is used fully after {:.1} s", begin.elapsed().as_secs_f64()));
     transfer.finish().map(drop)
+}
+
+fn jumbo_underlay(lab: &mut Lab) -> Result<()> {
+    two_guests(lab, &["--mtu", "9000"], 9000)?;
+    await_mtu(lab, 8972)?;
+    let (vm1, vm2) = (lab.guest("vm1")?, lab.guest("vm2")?);
+    for (target, payload) in [(vm2.ipv4()?, 8972), (vm2.ipv6()?, 8952)] {
+        vm1.ping(target, &format!("-c 3 -i 0.1 -W 2 -M do -s {payload}"))?;
+    }
+    let transfer = Transfer::start(vm1, vm2, 32 << 20)?;
+    transfer.await_bytes(16 << 20, Duration::from_secs(30))?;
+    let wide = Impairment { delay: Span(Duration::from_millis(1)), ..Impairment::default() };
+    lab.emulator("lan")?.impair(Impairment { path_mtu: Some(1500), ..wide });
+    let begin = Instant::now();
+    let target = vm2.ipv4()?;
+    wait::until_true("frames of 9000 bytes to pass", Duration::from_secs(30), || {
+        vm1.ping(target, "-c 1 -W 0.3 -M do -s 8900")?;
+        Ok((true, String::new()))
+    })?;
+    let pass = begin.elapsed().as_secs_f64();
+    transfer.finish()?;
+    await_mtu(lab, 1472)?;
+    let full = begin.elapsed().as_secs_f64();
+    vm1.ping(target, "-c 3 -i 0.1 -W 2 -M do -s 8972")?;
+    lab.note(format!(
+        "frames of 9000 bytes pass the narrow path after {pass:.1} s, which is used fully after {full:.1} s"
+    ));
+    Ok(())
 }
 
 /// Waits until the link from the transfer's sender carries datagrams of `bytes`.

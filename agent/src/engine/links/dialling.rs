@@ -127,6 +127,7 @@ impl Links {
             return;
         }
         let route = Route::dialled(&link.addresses);
+        let addresses: Vec<SocketAddr> = route.targets().map(|Path::Direct(address)| address).collect();
         let Some(slot) = self.table.vacant() else {
             link.error = Some("There are too many connections".to_owned());
             link.back_off(tick.at, Duration::ZERO, noise());
@@ -134,7 +135,8 @@ impl Links {
         };
         let name = stable_name(slot, self.table.next_generation());
         self.current.set(slot);
-        match self.begin(tick, host, name) {
+        let transport = self.transport_towards(&addresses);
+        match self.begin(tick, host, name, transport) {
             Ok((handle, quic)) => {
                 let until = tick.at + SETUP_TIME;
                 self.table.insert(slot, Standing::new(handle, name, Role::Dialler, Some(host), until));
@@ -159,9 +161,10 @@ impl Links {
         tick: Tick,
         host: HostId,
         name: SocketAddr,
+        transport: Arc<TransportConfig>,
     ) -> Result<(ConnectionHandle, quinn_proto::Connection)> {
         let mut config = ClientConfig::new(Arc::new(tls::client(&self.keypair, host)?));
-        config.transport_config(Arc::clone(&self.transport)).initial_dst_cid_provider(Arc::new(initial_cid));
+        config.transport_config(transport).initial_dst_cid_provider(Arc::new(initial_cid));
         Ok(self.endpoint.connect(tick.at, config, name, tls::SERVER_NAME)?)
     }
 

@@ -30,6 +30,26 @@ fn super_frames_pass_whole() {
     }
 }
 
+/// Loopback takes packets of 64 KiB, so discovery goes as far as it goes anywhere.
+#[test]
+fn large_packets_are_used_where_the_way_carries_them() {
+    let lab = lab();
+    let (mut a, mut b) = lab.pair();
+    lab.expect_up(&mut a, &b);
+    lab.expect_up(&mut b, &a);
+    for host in [&a, &b] {
+        lab.wait_until(host, |info| info.links[0].mtu_bytes == Some(ceiling::CEILING_MAX));
+    }
+    let (header, super_frame) = super_frame(65_000, 1460);
+    for round in 0..20 {
+        a.send(&header.encode(), &super_frame);
+        assert_eq!(b.receive(), (header.encode().to_vec(), super_frame.clone()));
+        b.send(&PLAIN, &frame(2, 1, &[round; 1400]));
+        assert_eq!(a.receive(), (PLAIN.to_vec(), frame(2, 1, &[round; 1400])));
+    }
+    assert_eq!(lab.info(&a).links[0].batch_packets, 7, "as many as one send has room for");
+}
+
 #[test]
 fn super_frames_are_cut_for_a_port_without_offload() {
     let lab = lab();
