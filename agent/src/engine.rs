@@ -26,6 +26,7 @@ mod poller;
 mod port;
 mod priority;
 mod queue;
+mod rate_meter;
 mod shard;
 mod slots;
 mod socket;

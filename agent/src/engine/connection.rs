@@ -6,6 +6,7 @@ use super::LinkLimits;
 use super::clock::Tick;
 use super::congestion::{self, Congestion, Rule};
 use super::path::{Path, Route};
+use super::rate_meter::RateMeter;
 use super::socket::{Outcome, Socket};
 use super::stats::{LinkInfo, TrafficCounters};
 use super::stream::{MessageStream, StreamError};
@@ -66,6 +67,7 @@ pub(super) struct Connection {
     /// When a frame that lacks a part is given up.
     pub(super) repair_at: Option<Instant>,
     loss: LossMeter,
+    rate: RateMeter,
     breaker: Breaker,
     /// What QUIC is told of the setting and of the breaker.
     rule: Arc<Rule>,
@@ -114,6 +116,7 @@ impl Connection {
             deadline: None,
             repair_at: None,
             loss: LossMeter::default(),
+            rate: RateMeter::default(),
             breaker: Breaker::default(),
             rule,
             rate_mbit: limits.rate_mbit,
@@ -181,9 +184,11 @@ impl Connection {
         }
     }
 
-    /// Notes how much the path loses. True when that has just opened the breaker.
-    pub(super) fn sample_loss(&mut self, tick: Tick) -> bool {
-        let path = self.quic.stats().path;
+    /// Notes how much the path carries and loses. True when that has just opened the breaker.
+    pub(super) fn sample(&mut self, tick: Tick) -> bool {
+        let stats = self.quic.stats();
+        let path = stats.path;
+        self.rate.sample(tick.now.mono, stats.udp_tx.bytes, stats.udp_rx.bytes);
         self.loss.sample(path.sent_packets, path.lost_packets, path.rtt);
         let is_open = self.breaker.sample(tick.now.mono, path.sent_packets, path.lost_packets);
         let was_open = self.rule.open_breaker(is_open);
@@ -303,6 +308,9 @@ impl Connection {
         info.mtu_bytes = Some(path.current_mtu);
         info.sent_packets = path.sent_packets;
         info.lost_packets = path.lost_packets;
+        info.black_holes = path.black_holes_detected;
+        info.sent_bits_per_s = self.rate.sent();
+        info.received_bits_per_s = self.rate.received();
         info.batch_packets = self.segments_max(socket);
         info.congestion = self.congestion();
         info.repaired_frames += self.repaired;

@@ -224,7 +224,7 @@ impl Shard {
             lane.expire(tick);
         }
         for (_, connection) in self.connections.iter_mut() {
-            if connection.sample_loss(tick) {
+            if connection.sample(tick) {
                 let host = connection.admitted.map(|peer| peer.to_string());
                 tracing::info!(host, "The link loses much of what is sent: it gets a congestion window for a while");
             }

@@ -87,6 +87,12 @@ pub struct LinkInfo {
     pub sent_packets: u64,
     /// How many of them were lost.
     pub lost_packets: u64,
+    /// How often the path was found to carry less than before.
+    pub black_holes: u64,
+    /// Bits of UDP payload sent per second, within the last half second.
+    pub sent_bits_per_s: u64,
+    /// See [`LinkInfo::sent_bits_per_s`], received.
+    pub received_bits_per_s: u64,
     /// Packets that one send passes to the kernel; one where the device does not segment.
     pub batch_packets: usize,
     /// What limits how much is on its way, now.

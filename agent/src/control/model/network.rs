@@ -185,8 +185,14 @@ pub struct Link {
     pub rtt_us: Option<u64>,
     /// Share of packets lost, 0 to 1.
     pub loss: f64,
-    /// Bytes of one QUIC datagram.
+    /// Bytes of the largest UDP datagram that the path carries, as far as it is known.
     pub mtu_bytes: u32,
+    /// How often the path was found to carry less than before.
+    pub black_holes: u64,
+    /// Sent in the last half second, in Mbit/s of UDP payload: what `rate_mbit` limits, with headers and repairs.
+    pub tx_mbit: f64,
+    /// Received in the last half second, in Mbit/s of UDP payload.
+    pub rx_mbit: f64,
     /// Bytes of frames sent.
     pub tx_bytes: u64,
     /// Bytes of frames received.
