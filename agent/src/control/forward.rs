@@ -26,6 +26,9 @@ pub const CONTROL: StreamKind = StreamKind::new("control");
 /// How long another host may take to begin its answer. A VM's guest may take a minute to end.
 pub const ANSWER_TIME_MAX: Duration = Duration::from_secs(300);
 
+/// The same if the question is how a VM is: what the tables tell of it is better than a long wait.
+const LOOK_TIME_MAX: Duration = Duration::from_secs(5);
+
 /// With a request: how long another host may take to begin its answer, if not as long as usual.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience(pub Duration);
@@ -37,7 +40,7 @@ const HANDLED_HERE: [&str; 3] = ["/cdrom", "/console", "/display"];
 const VMS: &str = "/v1/vms/";
 
 /// Passes on what another host has to answer.
-pub(super) async fn forward(State(api): State<Api>, request: Request, next: Next) -> Response {
+pub(super) async fn forward(State(api): State<Api>, mut request: Request, next: Next) -> Response {
     let target = match target(&request) {
         Ok(Some(target)) => target,
         Ok(None) => return next.run(request).await,
@@ -47,9 +50,14 @@ pub(super) async fn forward(State(api): State<Api>, request: Request, next: Next
         Ok(Some(host)) => {
             // What the tables tell of a VM is better than nothing if its host is not reachable.
             let fallback = look_at_vm(&request);
+            if fallback.is_some() {
+                request.extensions_mut().insert(Patience(LOOK_TIME_MAX));
+            }
             match (api.backend.forward(host, request).await, fallback) {
                 (Ok(response), _) => response,
-                (Err(error), Some(request)) if error.code == ErrorCode::Unavailable => next.run(request).await,
+                (Err(ApiError { code: ErrorCode::Unavailable | ErrorCode::Timeout, .. }), Some(look)) => {
+                    next.run(look).await
+                }
                 (Err(error), _) => error.into_response(),
             }
         }

@@ -349,6 +349,8 @@ async fn answers_and_refusals() {
         (Call::post("/v1/networks", &json!({"name": "a".repeat(70_000)})), 413, ErrorCode::InvalidRequest, ""),
         (Call::post("/v1/images", &json!({"name": "a", "path": "b"})), 400, ErrorCode::InvalidRequest, "relative"),
         (Call::get("/v1/vms/a"), 404, ErrorCode::NotFound, "No VM `a`"),
+        // What is known of it here stands for what its host does not answer.
+        (Call::get("/v1/vms/far"), 404, ErrorCode::NotFound, "No VM `far`"),
         (Call::post("/v1/vms/far/start", &json!({})), 504, ErrorCode::Timeout, "/v1/vms/far/start"),
         (Call::post("/v1/vms/a/console", &json!({})), 400, ErrorCode::InvalidRequest, "Upgrade"),
         (Call::post("/v1/vms/a/display", &json!({})), 400, ErrorCode::InvalidRequest, "Upgrade"),
