@@ -45,7 +45,7 @@ fn names(lab: &mut Lab) -> Result<()> {
     lab.note(format!("ssh by name {:.1?} after the create", begin.elapsed()));
     resolves_in_the_vm(lab, &guest, two)?;
     resolves_on_a_host(lab, one)?;
-    is_guarded(lab, &guest, two)?;
+    is_guarded(lab, &guest, [one, two])?;
     refuses_clearly(lab)
 }
 
@@ -75,11 +75,17 @@ fn resolves_in_the_vm(lab: &Lab, guest: &TestGuest, two: Ipv4Addr) -> Result<()>
         let found = ssh(lab, guest, "vm-8-1", &format!("nslookup -type=a {name} 10.8.0.1"))?;
         ensure!(found.contains(&two.to_string()), "{name} is not {two}: {found}");
     }
-    let host = lab.host("gamma")?.json(&["net", "show", "blue"])?;
-    let own = host["host_address"].as_str().context("Gamma has no address in blue")?.to_owned();
+    let own = host_address(lab, "gamma")?;
     let found = ssh(lab, guest, "vm-8-1", "nslookup -type=a gamma 10.8.0.1")?;
-    ensure!(found.contains(&own), "gamma is not {own}: {found}");
+    ensure!(found.contains(&own.to_string()), "gamma is not {own}: {found}");
     ssh(lab, guest, "vm-8-1", &format!("ping -c 2 {two} && ping -c 2 {own} && ping -c 1 10.8.0.1")).map(drop)
+}
+
+/// The address of a host itself in the network.
+fn host_address(lab: &Lab, host: &str) -> Result<Ipv4Addr> {
+    let network = lab.host(host)?.json(&["net", "show", "blue"])?;
+    let ip = network["host_address"].as_str().with_context(|| format!("Host {host} has no address: {network}"))?;
+    Ok(ip.parse()?)
 }
 
 fn resolves_on_a_host(lab: &Lab, one: Ipv4Addr) -> Result<()> {
@@ -102,8 +108,14 @@ fn resolves_on_a_host(lab: &Lab, one: Ipv4Addr) -> Result<()> {
 }
 
 /// The guest tries another's address, by IP and by Ethernet. What it says is heard by nobody.
-fn is_guarded(lab: &Lab, guest: &TestGuest, two: Ipv4Addr) -> Result<()> {
-    let stolen = "10.8.0.250";
+fn is_guarded(lab: &Lab, guest: &TestGuest, [one, two]: [Ipv4Addr; 2]) -> Result<()> {
+    // Under the address of the host that asks, the guest would answer itself.
+    let mut taken = vec![one, two];
+    for host in ["alpha", "beta", "gamma"] {
+        taken.push(host_address(lab, host)?);
+    }
+    let mut unused = (2..255).map(|last| Ipv4Addr::new(10, 8, 0, last)).filter(|ip| !taken.contains(ip));
+    let stolen = unused.next().context("The subnet is full")?;
     let steal = format!(
         "ip addr add {stolen}/32 dev eth0; ping -c 3 -W 1 -I {stolen} {two} | grep -c 'bytes from'; \
          ip addr del {stolen}/32 dev eth0"
@@ -111,7 +123,7 @@ fn is_guarded(lab: &Lab, guest: &TestGuest, two: Ipv4Addr) -> Result<()> {
     let heard = ssh(lab, guest, "vm-8-1", &format!("{steal}; true"))?;
     ensure!(heard.trim() == "0", "Heard under a stolen address: {heard}");
     let entries = lab.host("gamma")?.list(&["fdb", "blue"])?;
-    ensure!(!format!("{entries:?}").contains(stolen), "The stolen address is claimed: {entries:?}");
+    ensure!(!format!("{entries:?}").contains(&format!("\"{stolen}\"")), "The stolen address is claimed: {entries:?}");
     let fake = "02:00:00:00:00:99";
     let steal = format!(
         "(mac=$(cat /sys/class/net/eth0/address); ip link set eth0 down; ip link set eth0 address {fake} up; \
