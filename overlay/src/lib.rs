@@ -15,6 +15,7 @@ pub mod breaker;
 pub mod bulk_window;
 pub mod chunk;
 pub mod claims;
+pub mod congestion;
 pub mod crypto;
 pub mod delay_window;
 pub mod drop_reason;

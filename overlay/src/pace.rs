@@ -21,6 +21,11 @@ impl Pace {
         Self { bits_per_s, paid_ns: 0 }
     }
 
+    /// Limits to another rate from now on; zero means no limit.
+    pub fn set(&mut self, bits_per_s: u64) {
+        self.bits_per_s = bits_per_s;
+    }
+
     /// Whether something may be sent.
     pub fn is_open(&self, now: Instant) -> bool {
         self.bits_per_s == 0 || self.paid_ns <= now.0.saturating_mul(1000)
