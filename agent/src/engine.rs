@@ -42,7 +42,6 @@ mod worker;
 mod tests;
 
 pub use command::EngineHandle;
-pub use congestion::Congestion;
 pub use control_port::{ControlCounters, ControlPort, control_endpoint_config};
 pub use demux::DemuxCounters;
 pub use event::EngineEvent;
@@ -54,9 +53,10 @@ pub use threads::Threads;
 
 use anyhow::{Context, Result};
 use libp2p::identity::Keypair;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::sync::Arc;
 use tokio::sync::mpsc;
+use virtuoso_overlay::congestion::Congestion;
 use virtuoso_overlay::ids::HostId;
 use virtuoso_overlay::switch::Switch;
 
@@ -82,10 +82,10 @@ pub struct EngineConfig {
 }
 
 /// What an operator says about links.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct LinkSettings {
     /// What limits how much a link has on its way.
+    #[serde(serialize_with = "crate::text::serialize")]
     pub congestion: Congestion,
     /// The most that a link sends, in Mbit/s; 0 is no limit.
     pub rate_mbit: u32,
@@ -100,13 +100,21 @@ impl LinkSettings {
     }
 }
 
-/// What limits one link.
+/// What limits one link, or one network on each link.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct LinkLimits {
     /// What limits how much it has on its way.
+    #[serde(serialize_with = "crate::text::serialize")]
     pub congestion: Congestion,
     /// The most that it sends, in Mbit/s; 0 is no limit.
     pub rate_mbit: u32,
+}
+
+impl LinkLimits {
+    /// Whether nothing is limited.
+    pub(crate) fn is_none(self) -> bool {
+        self == Self::default()
+    }
 }
 
 /// Starts the engine's threads. The receiver yields what the control plane must know; it ends when the engine does.

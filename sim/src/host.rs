@@ -5,6 +5,7 @@ use crate::glue::Glue;
 use crate::keys::{Key, Keyring, certificate};
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use virtuoso_overlay::congestion::Congestion;
 use virtuoso_overlay::ids::{HostId, NetworkId};
 use virtuoso_overlay::limits::NETWORK_MTU_DEFAULT;
 use virtuoso_overlay::node::{Node, NodeConfig};
@@ -138,5 +139,13 @@ impl Host {
 
 fn network_row(id: NetworkId) -> Body {
     let name = format!("net-{}", id.0);
-    Body::Network(NetworkRow { id, name, mtu: NETWORK_MTU_DEFAULT, created: UnixTime(EPOCH_S), plan: None })
+    Body::Network(NetworkRow {
+        id,
+        name,
+        mtu: NETWORK_MTU_DEFAULT,
+        created: UnixTime(EPOCH_S),
+        plan: None,
+        congestion: Congestion::None,
+        rate_mbit: 0,
+    })
 }

@@ -27,6 +27,7 @@ mod images;
 mod isolation;
 mod join;
 mod late_joiner;
+mod limits;
 mod migrate;
 mod migrate_devices;
 mod migrate_faults;
@@ -76,7 +77,7 @@ enum Verdict {
 
 /// All scenarios, the simple ones first.
 pub(crate) fn all() -> Vec<Scenario> {
-    let groups: [&[Scenario]; 27] = [
+    let groups: [&[Scenario]; 28] = [
         emulator::SCENARIOS,
         startup::SCENARIOS,
         join::SCENARIOS,
@@ -87,6 +88,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         group::SCENARIOS,
         vlan::SCENARIOS,
         oversize::SCENARIOS,
+        limits::SCENARIOS,
         isolation::SCENARIOS,
         moves::SCENARIOS,
         partition::SCENARIOS,

@@ -10,6 +10,7 @@ use crate::text::Text;
 use clap::builder::BoolishValueParser;
 use clap::{Args, Subcommand};
 use std::process::ExitCode;
+use virtuoso_overlay::congestion::Congestion;
 use virtuoso_overlay::ids::Mac;
 use virtuoso_overlay::names::Subnet;
 
@@ -19,7 +20,9 @@ pub(super) enum NetVerb {
     #[command(after_help = "\
 Examples:
   virtuoso net create blue --subnet 10.8.0.0/24        VMs get addresses and names, and hosts reach them
-  virtuoso net create storage --mtu 9000               Addresses are the guests' affair")]
+  virtuoso net create storage --mtu 9000               Addresses are the guests' affair
+  virtuoso net create backup --congestion delay        Gives way where others use the path
+  virtuoso net create guests --rate-mbit 50            The most that a host sends of it to each other host")]
     Create {
         /// Its name
         name: Name,
@@ -36,6 +39,13 @@ Examples:
         #[arg(long = "host-address", value_name = "on|off", requires = "subnet")]
         #[arg(value_parser = BoolishValueParser::new())]
         host_addresses: Option<bool>,
+        /// How its frames share the path to another host: none, cubic (as one TCP connection) or delay (as long as
+        /// nothing waits on the path) [default: none]
+        #[arg(long, value_name = "RULE")]
+        congestion: Option<Congestion>,
+        /// The most that a host sends of it to each other host, in Mbit/s; 0 is no limit [default: 0]
+        #[arg(long, value_name = "MBIT")]
+        rate_mbit: Option<u32>,
     },
     /// All networks
     #[command(after_help = "Examples:\n  virtuoso net list")]
@@ -104,9 +114,10 @@ impl NetVerb {
     pub(super) async fn run(self, asking: &Asking) -> anyhow::Result<ExitCode> {
         let at = |name: &Name, verb: &str| format!("/v1/networks/{name}{verb}");
         match self {
-            Self::Create { name, mtu, subnet, dhcp, host_addresses } => {
-                let subnet = subnet.map(Text);
-                let request = NetworkCreate { name, mtu_bytes: mtu, subnet, dhcp, host_addresses };
+            Self::Create { name, mtu, subnet, dhcp, host_addresses, congestion, rate_mbit } => {
+                let (subnet, congestion) = (subnet.map(Text), congestion.map(Text));
+                let request =
+                    NetworkCreate { name, mtu_bytes: mtu, subnet, dhcp, host_addresses, congestion, rate_mbit };
                 let call = Call::post("/v1/networks", &request);
                 asking.tell(call, |made: Network| format!("Made network {} with id {}", made.name, made.id)).await
             }
@@ -158,11 +169,18 @@ fn networks(networks: Vec<Network>) -> Table {
     table
 }
 
+/// The most that each link sends, as users read it.
+fn rate(mbit: u32) -> String {
+    if mbit == 0 { "no limit".into() } else { format!("{mbit} Mbit/s") }
+}
+
 fn network(network: Network) -> Table {
     let mut table = Table::list();
     table.row(["name".into(), network.name]);
     table.row(["id".into(), network.id]);
     table.row(["mtu".into(), network.mtu_bytes.to_string()]);
+    table.row(["congestion".into(), network.congestion]);
+    table.row(["rate".into(), rate(network.rate_mbit)]);
     table.row(["bridge".into(), network.bridge.unwrap_or_default()]);
     table.row(["hosts".into(), list(network.hosts)]);
     if let Some(subnet) = network.subnet {

@@ -32,6 +32,7 @@ fn assert_exit(args: &[&str], code: u8) {
 fn exit_codes() {
     assert_exit(&["frobnicate"], USAGE);
     assert_exit(&["net", "create", "Not A Name"], USAGE);
+    assert_exit(&["net", "create", "red", "--congestion", "bbr"], USAGE);
     assert_exit(&["host", "find", "--memory", "8GB"], USAGE);
     assert_exit(&["net", "attach", "blue", "--interface", "a", "--uplink", "b"], USAGE);
     assert_exit(&["agent", "--bootstrap", "192.0.2.1:4747"], USAGE);
@@ -96,6 +97,7 @@ async fn verbs_ask_the_agent() {
         ("net show blue", 0),
         ("net show green", NOT_FOUND),
         ("net create red --mtu 9000 --json", 0),
+        ("net create red --congestion delay --rate-mbit 50", 0),
         ("net attach blue --interface tap0 --mac 52:54:00:12:34:56", 0),
         ("net detach blue", 0),
         ("net delete blue", 0),

@@ -1,9 +1,11 @@
 //! `[links]`: what limits the links to other hosts, all of them and single ones.
 
-use crate::engine::{Congestion, LinkLimits, LinkSettings, Threads};
+use crate::engine::{LinkLimits, LinkSettings, Threads};
 use crate::name::Name;
+use crate::text::Text;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use virtuoso_overlay::congestion::Congestion;
 use virtuoso_overlay::ids::HostId;
 
 /// What limits the links to other hosts.
@@ -20,7 +22,7 @@ pub struct Links {
 #[derive(Clone, PartialEq, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LinksLayer {
-    pub congestion: Option<Congestion>,
+    pub congestion: Option<Text<Congestion>>,
     pub rate_mbit: Option<u32>,
     pub threads: Option<Threads>,
     pub peers: BTreeMap<String, PeerLayer>,
@@ -30,7 +32,7 @@ pub struct LinksLayer {
 #[derive(Clone, PartialEq, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PeerLayer {
-    pub congestion: Option<Congestion>,
+    pub congestion: Option<Text<Congestion>>,
     pub rate_mbit: Option<u32>,
 }
 
@@ -59,12 +61,12 @@ impl Links {
 impl From<LinksLayer> for Links {
     fn from(layer: LinksLayer) -> Self {
         let all = LinkSettings {
-            congestion: layer.congestion.unwrap_or_default(),
+            congestion: layer.congestion.map_or_else(Congestion::default, |Text(rule)| rule),
             rate_mbit: layer.rate_mbit.unwrap_or_default(),
             threads: layer.threads.unwrap_or_default(),
         };
         let with = |peer: PeerLayer| LinkLimits {
-            congestion: peer.congestion.unwrap_or(all.congestion),
+            congestion: peer.congestion.map_or(all.congestion, |Text(rule)| rule),
             rate_mbit: peer.rate_mbit.unwrap_or(all.rate_mbit),
         };
         let peers = layer.peers.into_iter().map(|(key, peer)| (key, with(peer)));

@@ -1,5 +1,6 @@
 use super::*;
-use crate::engine::{Congestion, LinkLimits, LinkSettings};
+use crate::engine::{LinkLimits, LinkSettings};
+use virtuoso_overlay::congestion::Congestion;
 use virtuoso_overlay::ids::HostId;
 
 fn layer(text: &str) -> Layer {

@@ -1,84 +1,30 @@
 //! The networks of this host: made, attached, left.
 
+mod saved;
+
+pub(crate) use saved::NETWORKS;
+pub use saved::SavedNetworks;
+
 use super::switch_events::is_port;
 use super::{Core, Handle, host_addresses, uplinks};
 use crate::clock;
 use crate::control::model::NetworkCreate;
 use crate::control::problem::{ApiError, ErrorCode};
+use crate::engine::LinkLimits;
 use crate::name::{Name, meant};
 use crate::netdev::{BridgeRemoval, Netdev, NetdevError, RemoveBridge, Tap};
-use crate::state::sealed::Kind;
 use crate::text::Text;
 use anyhow::Context;
-use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use saved::SavedNetwork;
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use virtuoso_overlay::congestion::Congestion;
 use virtuoso_overlay::ids::{HostId, Mac, NetworkId};
 use virtuoso_overlay::limits::{NETWORK_MTU_DEFAULT, NETWORK_MTU_MAX, NETWORK_MTU_MIN};
-use virtuoso_overlay::names::{AddressPlan, Subnet};
+use virtuoso_overlay::names::AddressPlan;
+use virtuoso_overlay::node::Node;
 use virtuoso_overlay::switch::{NetworkSpec, PortId};
 use virtuoso_overlay::table::{Body, Key, NetworkRow};
-use virtuoso_overlay::time::UnixTime;
-
-/// The networks that this host made or has a port in.
-pub(crate) const NETWORKS: Kind = Kind { name: "networks", version: 1 };
-
-/// What is kept of networks over restarts.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SavedNetworks {
-    networks: BTreeMap<Name, SavedNetwork>,
-}
-
-/// What is kept of one network.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SavedNetwork {
-    mtu: u16,
-    created: u64,
-    #[serde(default)]
-    plan: Option<SavedPlan>,
-    attached: bool,
-    /// Interfaces that were put into the bridge.
-    interfaces: BTreeSet<String>,
-    /// Those of them that are the user's own LAN.
-    uplinks: BTreeSet<String>,
-}
-
-/// How its stations get addresses.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SavedPlan {
-    subnet: Text<Subnet>,
-    dhcp: bool,
-    host_addresses: bool,
-}
-
-impl SavedNetwork {
-    fn new(mtu: u16, created: UnixTime, plan: Option<AddressPlan>) -> Self {
-        let plan = plan.map(|AddressPlan { subnet, dhcp, host_addresses }| SavedPlan {
-            subnet: Text(subnet),
-            dhcp,
-            host_addresses,
-        });
-        let (interfaces, uplinks) = (BTreeSet::new(), BTreeSet::new());
-        Self { mtu, created: created.0, plan, attached: false, interfaces, uplinks }
-    }
-
-    fn plan(&self) -> Option<AddressPlan> {
-        self.plan.map(|SavedPlan { subnet: Text(subnet), dhcp, host_addresses }| AddressPlan {
-            subnet,
-            dhcp,
-            host_addresses,
-        })
-    }
-
-    /// The interfaces that were put into the bridge.
-    fn attachments(&self) -> Vec<(String, Attachment)> {
-        let interfaces = self.interfaces.iter().map(|name| (name.clone(), Attachment::Interface));
-        interfaces.chain(self.uplinks.iter().map(|name| (name.clone(), Attachment::Uplink))).collect()
-    }
-}
 
 /// The networks of this host.
 #[derive(Default)]
@@ -94,8 +40,14 @@ struct Attached {
     participants: Vec<HostId>,
     mtu: u16,
     plan: Option<AddressPlan>,
+    limits: LinkLimits,
     /// This host's own address on the bridge.
     own: Option<Ipv4Addr>,
+}
+
+/// What a network's row says of links.
+fn limits_of(row: &NetworkRow) -> LinkLimits {
+    LinkLimits { congestion: row.congestion, rate_mbit: row.rate_mbit }
 }
 
 impl Networks {
@@ -174,7 +126,9 @@ impl Core {
     /// This host is a member: its networks are the swarm's.
     pub(super) fn enter_networks(&mut self) {
         for (name, saved) in self.networks.saved.networks.clone() {
-            self.publish_network(&name, saved.mtu, UnixTime(saved.created), saved.plan());
+            if let Some(swarm) = self.node.as_ref().map(Node::swarm) {
+                self.publish_network(saved.row(swarm, &name));
+            }
             if saved.attached {
                 let (handle, netdev) = (self.handle(), self.netdev.clone());
                 tokio::spawn(async move {
@@ -193,7 +147,7 @@ impl Core {
             Body::Network(row) if row.name == name => Some(row),
             _ => None,
         });
-        let oldest = rows.min_by_key(|row| (row.created, row.mtu, row.plan)).cloned();
+        let oldest = rows.min_by_key(|row| (row.created, row.mtu, row.plan, row.congestion, row.rate_mbit)).cloned();
         oldest.ok_or_else(|| {
             let names = node.table().bodies().filter_map(|(_, body)| match body {
                 Body::Network(row) => Some(&*row.name),
@@ -205,7 +159,7 @@ impl Core {
     }
 
     pub(super) fn create_network(&mut self, request: NetworkCreate) -> Result<NetworkRow, ApiError> {
-        let NetworkCreate { name, mtu_bytes: mtu, subnet, dhcp, host_addresses } = request;
+        let NetworkCreate { name, mtu_bytes: mtu, subnet, dhcp, host_addresses, congestion, rate_mbit } = request;
         let name = &name;
         if subnet.is_none() && (dhcp.is_some() || host_addresses.is_some()) {
             return Err(ApiError::invalid("DHCP and addresses of hosts need a subnet: name one"));
@@ -230,9 +184,12 @@ impl Core {
             )));
         }
         let created = clock::wall();
-        self.networks.saved.networks.insert(name.clone(), SavedNetwork::new(mtu, created, plan));
+        let congestion = congestion.map_or(Congestion::None, |Text(rule)| rule);
+        let rate_mbit = rate_mbit.unwrap_or_default();
+        let row = NetworkRow { id, name: name.to_string(), mtu, created, plan, congestion, rate_mbit };
+        self.networks.saved.networks.insert(name.clone(), SavedNetwork::of(&row));
         self.save_networks()?;
-        self.publish_network(name, mtu, created, plan);
+        self.publish_network(row);
         self.events.emit(crate::events::EventKind::NetworkCreated { network: name.to_string() });
         self.find_network(name)
     }
@@ -275,8 +232,8 @@ impl Core {
     /// The TAP is there: frames flow from now on.
     fn begin_network(&mut self, row: &NetworkRow, name: &Name, tap: Tap) -> anyhow::Result<()> {
         let spec = NetworkSpec { id: row.id, mtu: row.mtu };
-        let (mtu, plan) = (row.mtu, row.plan);
-        let attached = Attached { name: name.clone(), participants: Vec::new(), mtu, plan, own: None };
+        let (mtu, plan, limits) = (row.mtu, row.plan, limits_of(row));
+        let attached = Attached { name: name.clone(), participants: Vec::new(), mtu, plan, limits, own: None };
         self.networks.attached.insert(row.id, attached);
         // An uplink that an earlier run left in the bridge may lead to a LAN that another host joins to the network.
         let joins = self.networks.saved.networks.get(name).is_none_or(|saved| saved.uplinks.is_empty());
@@ -287,6 +244,7 @@ impl Core {
                 switch.attach(spec.id);
             }
         });
+        self.plane.limit_network(row.id, limits);
         self.plane.add_port(row.id, row.mtu, tap);
         let claims = self.node.iter().flat_map(|node| node.table().bodies()).filter_map(|(_, body)| match body {
             Body::Claim(claim) if claim.network == row.id => Some(claim.clone()),
@@ -295,24 +253,27 @@ impl Core {
         let claims = claims.collect::<Vec<_>>();
         self.plane.switch(move |switch, now| claims.into_iter().for_each(|claim| switch.handle_claim(now, claim)));
         self.claim_plugged(row.id, name);
-        let new = || SavedNetwork::new(row.mtu, row.created, row.plan);
+        let new = || SavedNetwork::of(row);
         self.networks.saved.networks.entry(name.clone()).or_insert_with(new).attached = true;
         self.save_networks()?;
-        self.publish_network(name, row.mtu, row.created, row.plan);
+        self.publish_network(row.clone());
         self.publish_host_row();
         Ok(())
     }
 
-    /// The rows of a network may say something new about its addresses: the oldest one holds.
-    pub(super) fn refresh_plan(&mut self, network: NetworkId) {
+    /// The rows of a network may say something new about its addresses and limits: the oldest one holds.
+    pub(super) fn refresh_network(&mut self, network: NetworkId) {
         let Some(name) = self.networks.name(network).map(str::to_owned) else { return };
         let Ok(row) = self.find_network(&name) else { return };
-        let Some(attached) = self.networks.attached.get_mut(&network).filter(|known| known.plan != row.plan) else {
-            return;
-        };
-        attached.plan = row.plan;
-        self.plane.switch(move |switch, _| switch.set_service(network, row.plan));
-        self.settle_soon(network);
+        let Some(attached) = self.networks.attached.get_mut(&network) else { return };
+        let limits = limits_of(&row);
+        if std::mem::replace(&mut attached.limits, limits) != limits {
+            self.plane.limit_network(network, limits);
+        }
+        if std::mem::replace(&mut attached.plan, row.plan) != row.plan {
+            self.plane.switch(move |switch, _| switch.set_service(network, row.plan));
+            self.settle_soon(network);
+        }
     }
 
     /// The network is no longer attached here.
@@ -347,11 +308,11 @@ impl Core {
         self.save_networks()
     }
 
-    fn publish_network(&mut self, name: &Name, mtu: u16, created: UnixTime, plan: Option<AddressPlan>) {
+    fn publish_network(&mut self, row: NetworkRow) {
         let now = self.clock.now();
-        let Some(node) = &mut self.node else { return };
-        let id = NetworkId::of(node.swarm(), name);
-        node.put(now, Body::Network(NetworkRow { id, name: name.to_string(), mtu, created, plan }));
+        if let Some(node) = &mut self.node {
+            node.put(now, Body::Network(row));
+        }
     }
 
     pub(super) fn network_of_id(&self, id: NetworkId) -> Option<String> {

@@ -24,6 +24,7 @@ enum Work {
     RemovePort(NetworkId),
     SetAddresses(HostId, Vec<SocketAddr>),
     LimitLink(HostId, LinkLimits),
+    LimitNetwork(NetworkId, LinkLimits),
     SetCertificate(Vec<u8>),
     Forget(HostId),
     ForgetGuest(NetworkId, Mac),
@@ -60,6 +61,10 @@ impl Plane {
         self.queue.push_back(Work::LimitLink(host, limits));
     }
 
+    pub(super) fn limit_network(&mut self, network: NetworkId, limits: LinkLimits) {
+        self.queue.push_back(Work::LimitNetwork(network, limits));
+    }
+
     pub(super) fn set_certificate(&mut self, certificate: Vec<u8>) {
         self.queue.push_back(Work::SetCertificate(certificate));
     }
@@ -82,6 +87,7 @@ impl Plane {
                 Work::RemovePort(network) => self.engine.remove_port(network).await?,
                 Work::SetAddresses(host, addresses) => self.engine.set_addresses(host, addresses).await?,
                 Work::LimitLink(host, limits) => self.engine.limit_link(host, limits).await?,
+                Work::LimitNetwork(network, limits) => self.engine.limit_network(network, limits).await?,
                 Work::SetCertificate(certificate) => self.engine.set_certificate(certificate).await?,
                 Work::Forget(host) => self.engine.forget(host).await?,
                 Work::ForgetGuest(network, mac) => self.engine.set_guest(network, mac, None).await?,

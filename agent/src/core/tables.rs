@@ -153,7 +153,7 @@ impl Core {
                 self.vm_changes.send_modify(|count| *count += 1);
                 self.review_own_addresses(&row);
             }
-            Body::Network(row) => self.refresh_plan(row.id),
+            Body::Network(row) => self.refresh_network(row.id),
             Body::Claim(_) | Body::Image(_) | Body::Beat(_) => {}
         }
     }

@@ -229,6 +229,8 @@ impl Core {
             name: row.name.clone(),
             id: row.id.to_string(),
             mtu_bytes: row.mtu.into(),
+            congestion: row.congestion.to_string(),
+            rate_mbit: row.rate_mbit,
             bridge,
             ports: Vec::<Port>::new(),
             hosts,

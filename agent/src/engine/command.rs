@@ -26,6 +26,7 @@ pub(super) enum Command {
     RemovePort(NetworkId),
     SetAddresses(HostId, Vec<SocketAddr>),
     LimitLink(HostId, LinkLimits),
+    LimitNetwork(NetworkId, LinkLimits),
     Connect(HostId),
     Forget(HostId),
     SetCertificate(Vec<u8>),
@@ -82,6 +83,15 @@ impl EngineHandle {
     /// If the engine has stopped.
     pub async fn limit_link(&self, host: HostId, limits: LinkLimits) -> Result<()> {
         self.send(Command::LimitLink(host, limits)).await
+    }
+
+    /// What limits the frames of `network` on each link from now on, beside what limits the link. Removing the
+    /// network's port ends it.
+    ///
+    /// # Errors
+    /// If the engine has stopped.
+    pub async fn limit_network(&self, network: NetworkId, limits: LinkLimits) -> Result<()> {
+        self.send(Command::LimitNetwork(network, limits)).await
     }
 
     /// Makes a link before there is traffic for it.

@@ -4,7 +4,7 @@
 
 use super::LinkLimits;
 use super::clock::Tick;
-use super::congestion::{self, Congestion, Rule};
+use super::congestion::{self, Rule};
 use super::path::{Path, Route};
 use super::rate_meter::RateMeter;
 use super::socket::{Outcome, Socket};
@@ -18,11 +18,13 @@ use std::sync::Arc;
 use std::time::Instant;
 use virtuoso_overlay::breaker::Breaker;
 use virtuoso_overlay::chunk::{Packer, Reassembler, Redundancy};
+use virtuoso_overlay::congestion::Congestion;
 use virtuoso_overlay::drop_reason::DropReason;
 use virtuoso_overlay::ids::HostId;
 use virtuoso_overlay::loss::LossMeter;
 use virtuoso_overlay::offload::{Gso, VnetHdr};
 use virtuoso_overlay::pace::Pace;
+use virtuoso_overlay::time;
 use virtuoso_overlay::wire::frame::{FrameHeader, HEADER_BYTES, VNET_BYTES};
 
 /// Sends of one connection in one turn of the loop: four super-frames, so that no link waits long for another.
@@ -209,15 +211,31 @@ impl Connection {
         }
     }
 
+    /// Bits per second that a network with these limits may send on this path now; zero is no limit. How much of it is
+    /// on its way is not known of one network, so a window is a rate: as much in each round trip.
+    pub(super) fn rate_of(&self, limits: LinkLimits) -> u64 {
+        let rate = u64::from(limits.rate_mbit) * 1_000_000;
+        let Some(window) = self.rule.window_for_networks(limits.congestion) else { return rate };
+        let windows = u128::from(window) * 8_000_000 / self.quic.rtt().as_micros().max(1);
+        let windows = u64::try_from(windows).unwrap_or(u64::MAX).max(1);
+        if rate == 0 { windows } else { rate.min(windows) }
+    }
+
+    /// Notes whether the limit of a network holds something up. A window that is not used does not grow.
+    pub(super) fn hold_up(&self, is_held: bool) {
+        self.rule.hold_up(is_held);
+    }
+
     /// Packets of one send on the path in use.
     fn segments_max(&self, socket: &Socket) -> usize {
         let is_unsegmented = self.unsegmented.is_some() && self.unsegmented == self.route.active();
         if is_unsegmented { 1 } else { socket.segments_max(self.quic.current_mtu()) }
     }
 
-    /// Plans when what waits may be sent.
-    pub(super) fn plan_pace(&mut self, tick: Tick, waits: bool) {
-        let opens_at = self.pace.opens_at(tick.now.mono).filter(|_| waits);
+    /// Plans when what waits may be sent. A network's limit lets more go at `network_at`.
+    pub(super) fn plan_pace(&mut self, tick: Tick, waits: bool, network_at: Option<time::Instant>) {
+        let link_at = self.pace.opens_at(tick.now.mono).filter(|_| waits);
+        let opens_at = [link_at, network_at].into_iter().flatten().min();
         self.pace_at = opens_at.map(|at| tick.at + at.since(tick.now.mono));
     }
 

@@ -71,7 +71,7 @@ impl Turn<'_> {
         match self.switch.ingress(tick.now.mono, self.network, packet, packet.len()) {
             Ingress::Unicast(host, header) => {
                 self.links.send(tick, host, &header, buffer);
-                self.is_behind = self.links.is_behind(host);
+                self.is_behind = self.links.is_behind(host, self.network);
             }
             Ingress::Flood(hosts, header) => self.links.send_all(tick, hosts, &header, buffer),
             Ingress::Reply(reply, reason) => {

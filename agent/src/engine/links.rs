@@ -41,7 +41,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use virtuoso_overlay::drop_reason::DropReason;
-use virtuoso_overlay::ids::HostId;
+use virtuoso_overlay::ids::{HostId, NetworkId};
 use virtuoso_overlay::packet::PacketBuffer;
 use virtuoso_overlay::wire::frame::FrameHeader;
 
@@ -258,10 +258,10 @@ impl Links {
         }
     }
 
-    /// Whether the link to `host` has so much to send that it need not get more in this turn.
-    pub(super) fn is_behind(&self, host: HostId) -> bool {
+    /// Whether the link to `host` has so much to send of `network` that it need not get more in this turn.
+    pub(super) fn is_behind(&self, host: HostId, network: NetworkId) -> bool {
         match self.links.get(&host).map(|link| link.place) {
-            Some(Place::Home) => self.home.is_behind(host),
+            Some(Place::Home) => self.home.is_behind(host, network),
             Some(Place::Crew(crew)) => self.crews[crew].is_full(),
             None => false,
         }

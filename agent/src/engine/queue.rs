@@ -1,14 +1,16 @@
 //! Packets that wait for one link: FQ-CoDel between the ports and QUIC, so that a greedy conversation delays nobody,
 //! and beside it what follows a moved address, of which nothing may be lost. A link that connects or is blocked fills
-//! its own queue only.
+//! its own queue only. Networks with limits of their own have branches.
 
+use super::LinkLimits;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::time::Duration;
 use virtuoso_overlay::drop_reason::{DropCounters, DropReason};
+use virtuoso_overlay::ids::NetworkId;
 use virtuoso_overlay::limits::HOLD_TOTAL_BYTES_MAX;
 use virtuoso_overlay::packet::PacketBuffer;
-use virtuoso_overlay::queue::FqCodel;
+use virtuoso_overlay::queue::Branches;
 use virtuoso_overlay::time::Instant;
 use virtuoso_overlay::wire::frame::{Flags, FrameHeader};
 
@@ -45,23 +47,59 @@ pub(super) struct Spares(Vec<PacketBuffer>);
 pub(super) struct LinkQueue {
     following: VecDeque<Queued>,
     following_bytes: usize,
-    flows: FqCodel<PacketBuffer>,
+    flows: Branches<PacketBuffer>,
+    /// The networks that have limits of their own.
+    limited: Vec<(NetworkId, LinkLimits)>,
 }
 
 impl LinkQueue {
     /// `seed` keeps guests from choosing conversations that share a queue.
     pub(super) fn new(seed: u64) -> Self {
-        let flows = FqCodel::new(seed, QUEUE_BYTES_UNLINKED_MAX);
-        Self { following: VecDeque::new(), following_bytes: 0, flows }
+        let flows = Branches::new(seed, QUEUE_BYTES_UNLINKED_MAX);
+        Self { following: VecDeque::new(), following_bytes: 0, flows, limited: Vec::new() }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.following.is_empty() && self.flows.is_empty()
+    /// What limits a network from now on, beside what limits the link.
+    pub(super) fn limit(&mut self, network: NetworkId, limits: LinkLimits) {
+        self.limited.retain(|(limited, _)| *limited != network);
+        if limits.is_none() {
+            self.flows.release(network);
+        } else {
+            self.limited.push((network, limits));
+            self.flows.limit(network, 0);
+        }
     }
 
-    /// The flow queues, for their settings and figures.
-    pub(super) fn flows(&mut self) -> &mut FqCodel<PacketBuffer> {
-        &mut self.flows
+    /// Has `rate` say how many bits per second each limited network may send at present; zero is no limit.
+    pub(super) fn adapt(&mut self, mut rate: impl FnMut(LinkLimits) -> u64) {
+        for (network, limits) in &self.limited {
+            self.flows.limit(*network, rate(*limits));
+        }
+    }
+
+    /// Whether some network has limits of its own.
+    pub(super) fn is_limited(&self) -> bool {
+        !self.limited.is_empty()
+    }
+
+    /// Whether a packet of `network` would be the next one. HOT PATH
+    pub(super) fn passes(&self, network: NetworkId) -> bool {
+        self.following.is_empty() && self.flows.passes(network)
+    }
+
+    /// Whether something may leave now, as far as networks' limits go.
+    pub(super) fn is_ready(&self, now: Instant) -> bool {
+        !self.following.is_empty() || self.flows.is_ready(now)
+    }
+
+    /// When the limit of a network first lets something go that it holds up.
+    pub(super) fn opens_at(&self, now: Instant) -> Option<Instant> {
+        self.flows.opens_at(now)
+    }
+
+    /// How much may wait that no network's limit holds up.
+    pub(super) fn set_bytes_max(&mut self, bytes_max: usize) {
+        self.flows.trunk().set_bytes_max(bytes_max);
     }
 
     /// Packets that wait.
@@ -79,14 +117,9 @@ impl LinkQueue {
         self.flows.cut()
     }
 
-    /// Bytes that wait in the flow queues.
-    pub(super) fn flow_bytes(&self) -> usize {
-        self.flows.bytes()
-    }
-
-    /// Packets that wait in the flow queues.
-    pub(super) fn flow_packets(&self) -> usize {
-        self.flows.len()
+    /// Bytes and packets that wait in the flow queues before a new packet of `network`.
+    pub(super) fn backlog(&self, network: NetworkId) -> (usize, usize) {
+        self.flows.backlog(network)
     }
 
     /// Adds a packet, which its buffer may lose. What has no room is counted in `drops` as `full`.
@@ -100,7 +133,8 @@ impl LinkQueue {
         full: DropReason,
     ) {
         if !header.flags.has(Flags::FORWARDED) {
-            return self.flows.push(now, header, take(packet, spares), &mut |queued| {
+            let queued = Queued { header, packet: take(packet, spares), since: now };
+            return self.flows.push(now, queued, &mut |queued| {
                 drops.count(full);
                 spares.put(queued.packet);
             });
@@ -232,7 +266,7 @@ mod tests {
         assert_eq!(test.queue.expire(Instant(5_500_000)), 3);
         assert_eq!(test.pop().unwrap().packet.as_ref(), [3]);
         assert_eq!(test.pop().unwrap().packet.as_ref(), [4]);
-        assert!(test.queue.is_empty());
+        assert_eq!(test.queue.len(), 0);
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod order;
 
 pub(super) use order::{Order, Report, Survey};
 
+use super::LinkLimits;
 use super::clock::Tick;
 use super::connection::{Connection, Sent, Stage};
 use super::path::Path;
@@ -27,7 +28,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 use virtuoso_overlay::drop_reason::DropReason;
-use virtuoso_overlay::ids::HostId;
+use virtuoso_overlay::ids::{HostId, NetworkId};
 use virtuoso_overlay::packet::PacketBuffer;
 use virtuoso_overlay::wire::frame::FrameHeader;
 
@@ -44,6 +45,8 @@ pub(super) struct Shard {
     seed: u64,
     connections: Slots<Connection>,
     lanes: BTreeMap<HostId, Lane>,
+    /// What limits networks on every link, beside what limits the link.
+    networks: BTreeMap<NetworkId, LinkLimits>,
     /// Slots to look after in this turn.
     touched: Vec<u16>,
     reports: VecDeque<Report>,
@@ -63,6 +66,7 @@ impl Shard {
             seed,
             connections: Slots::default(),
             lanes: BTreeMap::new(),
+            networks: BTreeMap::new(),
             touched: Vec::new(),
             reports: VecDeque::new(),
             spares: Spares::default(),
@@ -92,6 +96,7 @@ impl Shard {
                     connection.limit(limits);
                 }
             }
+            Order::LimitNetwork { network, limits } => self.limit_network(network, limits),
             Order::Message { slot, message } => self.send_message(slot, &message),
             Order::Close { slot, code, reason } => {
                 self.detach(slot);
@@ -135,10 +140,11 @@ impl Shard {
         }
     }
 
-    /// Whether so much waits for `host` that it need not get more in this turn.
-    pub(super) fn is_behind(&self, host: HostId) -> bool {
+    /// Whether so much of `network` waits for `host` that it need not get more in this turn.
+    pub(super) fn is_behind(&self, host: HostId, network: NetworkId) -> bool {
         self.lanes.get(&host).is_some_and(|lane| {
-            lane.queue.flow_bytes() > BACKLOG_BYTES_MAX || lane.queue.flow_packets() > BACKLOG_PACKETS_MAX
+            let (bytes, packets) = lane.queue.backlog(network);
+            bytes > BACKLOG_BYTES_MAX || packets > BACKLOG_PACKETS_MAX
         })
     }
 
@@ -176,15 +182,16 @@ impl Shard {
             let Some(connection) = self.connections.get_mut(slot) else { continue };
             connection.is_touched = false;
             let lane = connection.admitted.and_then(|host| self.lanes.get_mut(&host));
-            let mut waits = false;
+            let (mut waits, mut opens_at) = (false, None);
             if let Some(lane) = lane.filter(|lane| lane.active == Some(slot)) {
                 lane.fill(tick, connection, &mut self.spares);
-                waits = !lane.queue.is_empty();
+                waits = lane.queue.is_ready(tick.now.mono);
+                opens_at = lane.queue.opens_at(tick.now.mono);
             }
             let sent = connection.transmit(tick, &self.socket, &mut self.outgoing);
             self.is_blocked |= sent == Sent::Blocked;
             has_more |= sent == Sent::Partly || (sent == Sent::All && waits && connection.has_room(tick));
-            connection.plan_pace(tick, waits);
+            connection.plan_pace(tick, waits, opens_at);
             if sent != Sent::All || waits {
                 unfinished.push(slot);
             }
@@ -269,8 +276,20 @@ impl Shard {
     fn serve(&mut self, slot: u16, host: HostId) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
         connection.admitted = Some(host);
-        lane_of(&mut self.lanes, self.seed, host).rise(slot);
+        lane_of(&mut self.lanes, self.seed, &self.networks, host).rise(slot);
         self.touch(slot);
+    }
+
+    /// What limits a network on every link from now on.
+    fn limit_network(&mut self, network: NetworkId, limits: LinkLimits) {
+        if limits.is_none() {
+            self.networks.remove(&network);
+        } else {
+            self.networks.insert(network, limits);
+        }
+        for lane in self.lanes.values_mut() {
+            lane.queue.limit(network, limits);
+        }
     }
 
     /// The connection carries no frames from now on.
@@ -288,7 +307,7 @@ impl Shard {
         let Some(lane) = self.lanes.get(&host) else { return false };
         let Some(slot) = lane.active else { return false };
         let Some(connection) = self.connections.get_mut(slot) else { return false };
-        let passes = lane.queue.is_empty() && connection.has_room(tick);
+        let passes = lane.queue.passes(header.network) && connection.has_room(tick);
         if passes {
             connection.pack(tick, header, packet);
         }
@@ -297,7 +316,8 @@ impl Shard {
     }
 
     fn keep(&mut self, tick: Tick, host: HostId, header: &FrameHeader, packet: &mut PacketBuffer) {
-        lane_of(&mut self.lanes, self.seed, host).push(tick, header, packet, &mut self.spares);
+        let lane = lane_of(&mut self.lanes, self.seed, &self.networks, host);
+        lane.push(tick, header, packet, &mut self.spares);
     }
 
     fn send_message(&mut self, slot: u16, message: &[u8]) {
@@ -383,6 +403,16 @@ impl Shard {
     }
 }
 
-fn lane_of(lanes: &mut BTreeMap<HostId, Lane>, seed: u64, host: HostId) -> &mut Lane {
-    lanes.entry(host).or_insert_with(|| Lane::new(seed))
+/// The lane of `host`. A new one limits `networks`.
+fn lane_of<'a>(
+    lanes: &'a mut BTreeMap<HostId, Lane>,
+    seed: u64,
+    networks: &BTreeMap<NetworkId, LinkLimits>,
+    host: HostId,
+) -> &'a mut Lane {
+    lanes.entry(host).or_insert_with(|| {
+        let mut lane = Lane::new(seed);
+        networks.iter().for_each(|(network, limits)| lane.queue.limit(*network, *limits));
+        lane
+    })
 }

@@ -1,8 +1,8 @@
 //! What operators see of links and ports: plain numbers, taken as a snapshot.
 
-use super::congestion::Congestion;
 use super::demux::DemuxCounters;
 use std::time::Duration;
+use virtuoso_overlay::congestion::Congestion;
 use virtuoso_overlay::drop_reason::DropCounters;
 use virtuoso_overlay::ids::{HostId, NetworkId};
 

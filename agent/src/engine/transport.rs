@@ -1,9 +1,10 @@
 //! QUIC's settings on the data plane, each with its reason.
 
-use super::congestion::{Congestion, Windows};
+use super::congestion::Windows;
 use quinn_proto::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use std::sync::Arc;
 use std::time::Duration;
+use virtuoso_overlay::congestion::Congestion;
 
 /// What every path must carry: QUIC's own minimum.
 const MTU_FLOOR: u16 = 1200;

@@ -5,6 +5,7 @@
 
 mod buffers;
 
+use super::LinkLimits;
 use super::clock::{Clock, Tick};
 use super::command::{Command, Wake};
 use super::control_port::ControlPort;
@@ -346,9 +347,11 @@ impl Worker {
             }
             Command::RemovePort(network) => {
                 self.lan.remove_port(tick, network);
+                self.links.limit_network(tick, network, LinkLimits::default());
             }
             Command::SetAddresses(host, addresses) => self.links.set_addresses(tick, host, addresses),
             Command::LimitLink(host, limits) => self.links.set_limits(tick, host, limits),
+            Command::LimitNetwork(network, limits) => self.links.limit_network(tick, network, limits),
             Command::Connect(host) => self.links.connect(tick, host),
             Command::Forget(host) => self.links.forget(tick, host),
             Command::SetCertificate(certificate) => self.links.set_certificate(certificate),

@@ -1,6 +1,7 @@
 //! What rows say.
 
 use crate::claims::Claim;
+use crate::congestion::Congestion;
 use crate::ids::{Digest, HostId, Mac, NetworkId, VmId};
 use crate::limits::{
     HOST_ADDRESSES_MAX, HOST_LABELS_MAX, HOST_NETWORKS_MAX, NAME_CHARS_MAX, NETWORK_MTU_MAX, NETWORK_MTU_MIN,
@@ -106,6 +107,10 @@ pub struct NetworkRow {
     pub created: UnixTime,
     /// How its stations get addresses, if that is the hosts' to care for.
     pub plan: Option<AddressPlan>,
+    /// What limits how much each link has of it on its way, beside what limits the link.
+    pub congestion: Congestion,
+    /// The most that each link sends of it, in Mbit/s; 0 is no limit.
+    pub rate_mbit: u32,
 }
 
 /// An image.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use utoipa::ToSchema;
+use virtuoso_overlay::congestion::Congestion;
 use virtuoso_overlay::ids::{HostId, Mac};
 use virtuoso_overlay::names::Subnet;
 
@@ -18,6 +19,13 @@ pub struct Network {
     pub id: String,
     /// Largest IP packet of its guests.
     pub mtu_bytes: u32,
+    /// What limits how much each link has of it on its way: `none`, `cubic` or `delay`. It holds beside what limits the
+    /// link.
+    #[serde(default)]
+    pub congestion: String,
+    /// The most that each link sends of it, in Mbit/s; 0 is no limit.
+    #[serde(default)]
+    pub rate_mbit: u32,
     /// This host's bridge; absent unless the network is attached here.
     pub bridge: Option<String>,
     /// This host's ports.
@@ -62,6 +70,13 @@ pub struct NetworkCreate {
     /// With a subnet, whether each host has an address of its own in it; it does by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_addresses: Option<bool>,
+    /// What limits how much each link has of it on its way: `none`, `cubic` or `delay`; `none` by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub congestion: Option<Text<Congestion>>,
+    /// The most that each link sends of it, in Mbit/s; no limit by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_mbit: Option<u32>,
 }
 
 /// Asks to attach a network on this host.

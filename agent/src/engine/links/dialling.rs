@@ -37,6 +37,14 @@ impl Links {
         }
     }
 
+    /// What limits a network on every link from now on, beside what limits the link.
+    pub(in super::super) fn limit_network(&mut self, tick: Tick, network: NetworkId, limits: LinkLimits) {
+        let crews = (0..self.crews.len()).map(Place::Crew);
+        for place in std::iter::once(Place::Home).chain(crews) {
+            self.order_at(tick, place, Order::LimitNetwork { network, limits });
+        }
+    }
+
     /// Ends the link to `host` and forgets its addresses and counters.
     pub(in super::super) fn forget(&mut self, tick: Tick, host: HostId) {
         for slot in self.slots_of(host) {

@@ -31,7 +31,7 @@ impl Lane {
     /// The connection in `slot` carries the frames from now on.
     pub(super) fn rise(&mut self, slot: u16) {
         self.active = Some(slot);
-        self.queue.flows().set_bytes_max(QUEUE_BYTES_MAX);
+        self.queue.set_bytes_max(QUEUE_BYTES_MAX);
     }
 
     /// The connection in `slot` carries frames no longer.
@@ -40,7 +40,7 @@ impl Lane {
         self.repaired += connection.repaired;
         if self.active == Some(slot) {
             self.active = None;
-            self.queue.flows().set_bytes_max(QUEUE_BYTES_UNLINKED_MAX);
+            self.queue.set_bytes_max(QUEUE_BYTES_UNLINKED_MAX);
         }
     }
 
@@ -52,10 +52,16 @@ impl Lane {
 
     /// Hands waiting packets to QUIC while it has room. HOT PATH.
     pub(super) fn fill(&mut self, tick: Tick, connection: &mut Connection, spares: &mut Spares) {
+        if self.queue.is_limited() {
+            self.queue.adapt(|limits| connection.rate_of(limits));
+        }
         while connection.has_room(tick) {
             let Some(queued) = self.queue.pop(tick.now.mono, spares, &mut self.traffic.drops) else { break };
             connection.pack(tick, &queued.header, queued.packet.as_ref());
             spares.put(queued.packet);
+        }
+        if self.queue.is_limited() {
+            connection.hold_up(self.queue.opens_at(tick.now.mono).is_some());
         }
     }
 

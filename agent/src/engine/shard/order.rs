@@ -6,7 +6,7 @@ use super::super::path::Path;
 use super::super::stats::EngineInfo;
 use quinn_proto::{ConnectionError, ConnectionEvent, EndpointEvent};
 use tokio::sync::oneshot;
-use virtuoso_overlay::ids::HostId;
+use virtuoso_overlay::ids::{HostId, NetworkId};
 
 /// Something to do. Orders are carried out in the order in which they are given.
 // Nearly all are of the largest variant, one for each packet: boxes would only cost.
@@ -22,6 +22,8 @@ pub(in super::super) enum Order {
     Serve { slot: u16, host: HostId },
     /// What limits the connection from now on.
     Limit { slot: u16, limits: LinkLimits },
+    /// What limits a network on every link from now on, beside what limits the link.
+    LimitNetwork { network: NetworkId, limits: LinkLimits },
     /// Send this on the connection's stream.
     Message { slot: u16, message: Vec<u8> },
     /// Close the connection with a code and a text that the peer logs.

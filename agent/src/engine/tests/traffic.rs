@@ -263,3 +263,35 @@ fn a_link_keeps_its_rate() {
     let least = Duration::from_millis(sent.saturating_sub(30));
     assert!(sent > 50 && begin.elapsed() >= least, "{sent} frames of 1 ms each in {:?}", begin.elapsed());
 }
+
+/// What a network may send is held back before QUIC, whatever the link allows.
+#[test]
+fn a_network_has_limits_of_its_own_on_each_link() {
+    let lab = lab();
+    let (mut a, mut b) = lab.pair();
+    lab.expect_up(&mut a, &b);
+    lab.expect_up(&mut b, &a);
+    let limit = |congestion, rate_mbit| {
+        lab.runtime.block_on(a.engine.limit_network(NETWORK, LinkLimits { congestion, rate_mbit })).unwrap();
+    };
+    let (header, super_frame) = super_frame(50_000, 1460);
+    let pass = |rounds: u32, b: &mut Host| {
+        let begin = Instant::now();
+        for _ in 0..rounds {
+            a.send(&header.encode(), &super_frame);
+            assert_eq!(b.receive(), (header.encode().to_vec(), super_frame.clone()));
+        }
+        begin.elapsed()
+    };
+    limit(Congestion::None, 8);
+    // Each of them takes 50 ms, and the first one goes at once.
+    let took = pass(6, &mut b);
+    assert!(took >= Duration::from_millis(240), "{took:?}");
+    for congestion in [Congestion::Cubic, Congestion::Delay] {
+        limit(congestion, 0);
+        pass(20, &mut b);
+    }
+    assert_eq!(lab.info(&a).links[0].congestion, Congestion::None, "the link itself is not limited");
+    limit(Congestion::None, 0);
+    pass(20, &mut b);
+}
