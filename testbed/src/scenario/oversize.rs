@@ -56,18 +56,18 @@ fn jumbo(lab: &mut Lab) -> Result<()> {
 }
 
 fn too_big(lab: &mut Lab) -> Result<()> {
-    two_guests(lab, &["--mtu", "1400"], 1500)?;
+    two_guests(lab, &["--mtu", "1280"], 1500)?;
     let (vm1, vm2) = (lab.guest("vm1")?, lab.guest("vm2")?);
-    vm1.ping(vm2.ipv4()?, "-c 1 -W 2 -M do -s 1372")?;
+    vm1.ping(vm2.ipv4()?, "-c 1 -W 2 -M do -s 1252")?;
     for (target, payload) in [(vm2.ipv4()?, 1472), (vm2.ipv6()?, 1452)] {
         let words = refused_ping(vm1, target, payload)?;
-        ensure!(words.contains("1400"), "No word of MTU 1400 to {} after a packet too big: {words}", vm1.port());
+        ensure!(words.contains("1280"), "No word of MTU 1280 to {} after a packet too big: {words}", vm1.port());
     }
     let transfer = Transfer::start(vm1, vm2, 16 << 20)?;
     transfer.await_bytes(4 << 20, Duration::from_secs(30))?;
     transfer.finish()?;
     let status = lab.host("alpha")?.json(&["net", "show", "blue"])?;
-    ensure!(status["mtu_bytes"] == 1400, "The network's MTU is not shown: {status}");
+    ensure!(status["mtu_bytes"] == 1280, "The network's MTU is not shown: {status}");
     Ok(())
 }
 
