@@ -66,10 +66,11 @@ impl Netdev {
         (port, index): (&str, u32),
         mac: Option<Mac>,
     ) -> anyhow::Result<()> {
+        // A port stays locked that may say what its address says, and nothing else.
         if let Some(mac) = mac {
-            self.set_fdb_at(index, port, mac).await?;
+            return self.set_fdb_at(index, port, mac).await;
         }
-        let message = LinkBridgePort::new(index).learning(mac.is_none()).locked(mac.is_some()).build();
+        let message = LinkBridgePort::new(index).learning(true).locked(false).build();
         self.change(message, format!("to let port {port} of bridge {} speak", bridge_name(network))).await
     }
 

@@ -11,6 +11,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interes
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 /// How long an answer may take. QEMU's main loop answers in milliseconds, unless the host thrashes.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
@@ -173,9 +174,12 @@ impl Qmp {
         descriptor: Option<OwnedFd>,
     ) -> Result<Value, QmpError> {
         let (answer, result) = oneshot::channel();
-        let command = Command { name: command.to_owned(), arguments, lane, descriptor, answer };
+        let (name, asked) = (command, Instant::now());
+        let command = Command { name: name.to_owned(), arguments, lane, descriptor, answer };
         self.0.send(command).await.map_err(|_| QmpError::Closed)?;
-        match tokio::time::timeout(ANSWER_TIMEOUT, result).await {
+        let result = tokio::time::timeout(ANSWER_TIMEOUT, result).await;
+        tracing::trace!("QEMU took {} us for {name}", asked.elapsed().as_micros());
+        match result {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(QmpError::Closed),
             Err(_) => Err(QmpError::Timeout),

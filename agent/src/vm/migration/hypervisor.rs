@@ -208,17 +208,21 @@ fn bytes_in(rate: u64, time: Duration) -> u64 {
     u64::try_from(u128::from(rate) * time.as_micros() / 1_000_000).unwrap_or(u64::MAX)
 }
 
-/// Pauses the guest once it has taken what is on its way to it.
-pub(super) async fn pause(qmp: &Qmp, queues: &[Rest]) -> Result<(), QmpError> {
-    let mut empty = 0;
+/// Waits until the guest has taken what is on its way to it.
+pub(super) async fn drain(qmp: &Qmp, queues: &[Rest]) -> Result<(), QmpError> {
+    // What an agent has written to the bridge is there when it has written it.
+    let is_taken = || queues.iter().all(|queue| queue.is_empty().unwrap_or(true));
     for _ in 0..DRAIN_LOOKS_MAX {
-        // Twice: what an agent has just written may still be in the bridge.
-        empty = if queues.iter().all(|queue| queue.is_empty().unwrap_or(true)) { empty + 1 } else { 0 };
-        if empty == 2 {
+        if is_taken() {
             break;
         }
         qmp.run("query-status").await?;
     }
+    Ok(())
+}
+
+/// Pauses the guest.
+pub(super) async fn pause(qmp: &Qmp) -> Result<(), QmpError> {
     qmp.run("stop").await.map(drop)
 }
 

@@ -12,7 +12,7 @@ pub(super) struct Times {
     pub(super) begun: Instant,
     /// Frames wait from here on.
     pub(super) closed: Option<Instant>,
-    /// QEMU has paused the guest.
+    /// QEMU was told to pause the guest, or has paused it by itself.
     pub(super) stopped: Option<Instant>,
     /// It has sent all that the guest needs to run.
     pub(super) sent: Option<Instant>,
@@ -40,7 +40,7 @@ impl Times {
     /// Takes the time of what QEMU says.
     pub(super) fn see(&mut self, input: &SourceInput, now: Instant) {
         match input {
-            SourceInput::Stopped => self.stopped = Some(now),
+            SourceInput::Stopped => self.stopped = Some(self.stopped.map_or(now, |told| told.min(now))),
             SourceInput::Sent | SourceInput::PostCopyBegun => {
                 self.sent.get_or_insert(now);
             }
@@ -48,8 +48,8 @@ impl Times {
         }
     }
 
-    /// The hypervisor's share of the blackout: from the guest's pause until QEMU had sent all that it needs to run. Its
-    /// own figure begins later, as it does not know that the guest was paused for it.
+    /// The hypervisor's share of the blackout: from when QEMU began to pause the guest until it had sent all that it
+    /// needs to run. So QEMU counts too, but does not know that it was told to pause the guest for this.
     pub(super) fn downtime(&self) -> Duration {
         self.stopped.zip(self.sent).map(|(stopped, sent)| sent.since(stopped)).unwrap_or_default()
     }
@@ -102,13 +102,16 @@ mod tests {
     fn clocks_are_joined_by_half_the_round_trip() {
         let begun = Instant(1_000_000);
         let at = |ms| Some(begun + Duration::from_millis(ms));
-        let mut times = Times { closed: at(100), given: at(150), taken: at(200), ..Times::new(begun) };
+        let mut times =
+            Times { closed: at(100), stopped: at(103), given: at(150), taken: at(200), ..Times::new(begun) };
         let arrival = Arrival { opened_us: 8_000, answered_us: 10_000, has_ended: false };
         assert_eq!(times.blackout(&arrival), Duration::from_millis(50 + 20 + 8));
         for (input, ms) in [(SourceInput::Stopped, 105), (SourceInput::Sent, 145), (SourceInput::Sent, 160)] {
             times.see(&input, begun + Duration::from_millis(ms));
         }
-        assert_eq!(times.downtime(), Duration::from_millis(40));
+        assert_eq!(times.downtime(), Duration::from_millis(42));
+        times.see(&SourceInput::Stopped, begun + Duration::from_millis(102));
+        assert_eq!(times.downtime(), Duration::from_millis(43), "QEMU was faster than who told it");
     }
 
     #[test]

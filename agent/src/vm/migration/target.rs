@@ -321,10 +321,11 @@ impl Task {
                 false => known,
             };
             for seat in &seats {
-                if let Err(error) = seat.take_over(&handoffs).await {
+                let (taken, opened) = tokio::join!(seat.take_over(&handoffs), sockets.open(seat));
+                if let Err(error) = taken {
                     tracing::warn!(vm = %spec.name, "Can't take an address over: {error}");
                 }
-                if let Err(error) = sockets.open(seat).await {
+                if let Err(error) = opened {
                     tracing::warn!(vm = %spec.name, "Can't let a guest speak: {error}");
                 }
             }
@@ -341,14 +342,20 @@ impl Task {
             return self.hear(TargetInput::NotResumed("the machine at the target ended".into()));
         };
         let mut events = live.events.subscribe();
-        match live.qmp.run("cont").await {
-            Err(QmpError::Refused { reason, .. }) => self.hear(TargetInput::NotResumed(reason)),
-            Ok(_) if self.is_fetching && !rest_of_memory::await_begin(&live, &mut events).await => {
-                self.hear(TargetInput::NotResumed("the line broke before the guest could run".into()));
-            }
-            // Without an answer it may have run.
-            Ok(_) | Err(_) => self.hear(TargetInput::Resumed),
-        }
+        let begun = tokio::select! {
+            biased;
+            answer = live.qmp.run("cont") => match answer {
+                Err(QmpError::Refused { reason, .. }) => Err(reason),
+                Ok(_) if self.is_fetching && !rest_of_memory::await_begin(&live, &mut events).await => {
+                    Err("the line broke before the guest could run".into())
+                }
+                // Without an answer it may have run.
+                Ok(_) | Err(_) => Ok(()),
+            },
+            // It says so before it answers, for which it needs a processor besides the guest.
+            true = rest_of_memory::await_begin(&live, &mut events) => Ok(()),
+        };
+        self.hear(begun.map_or_else(TargetInput::NotResumed, |()| TargetInput::Resumed));
     }
 
     async fn open_ports(&mut self) {

@@ -33,7 +33,12 @@ impl Task {
                 tracing::warn!(vm = %spec.name, "Can't hold frames: {error}");
             }
         }
-        if let Err(error) = hypervisor::pause(&live.qmp, &queues).await {
+        let paused = async {
+            hypervisor::drain(&live.qmp, &queues).await?;
+            self.times.stopped = Some(self.shared.vms.now());
+            hypervisor::pause(&live.qmp).await
+        };
+        if let Err(error) = paused.await {
             self.hear(SourceInput::Broken(error.to_string()));
         }
     }
@@ -48,7 +53,7 @@ impl Task {
         self.open_ports().await;
         match hypervisor::unpause(&live.qmp).await {
             Ok(true) => {
-                self.times.closed = None;
+                (self.times.closed, self.times.stopped) = (None, None);
                 self.patience = None;
                 live.release();
             }
