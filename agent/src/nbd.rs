@@ -1,10 +1,13 @@
 //! Read-only disks for hypervisors on this host: the NBD protocol on a Unix socket. Where the content comes from, a
-//! [`Disk`] knows.
+//! [`Disk`] knows. [`Ahead`] carries the protocol to a server elsewhere.
 //!
 //! Fixed newstyle negotiation and simple replies, which every client knows. Reads run side by side: one that waits for
 //! another host does not hold up the next.
 
+mod ahead;
 mod negotiation;
+
+pub(crate) use ahead::{Ahead, Behind};
 
 use bytes::Bytes;
 use negotiation::negotiate;
@@ -13,6 +16,7 @@ use std::fs::{self, Permissions};
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::iter;
+use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -123,7 +127,7 @@ async fn serve(stream: impl AsyncRead + AsyncWrite + Send + 'static, disk: Arc<i
                         }
                     };
                     // A client that is gone shows when its next request is read.
-                    reply(&mut *writing.lock().await, request.cookie, failure, &content).await.ok();
+                    reply(&mut *writing.lock().await, request.cookie, failure as u32, &content).await.ok();
                     drop(place);
                 });
                 continue;
@@ -137,11 +141,12 @@ async fn serve(stream: impl AsyncRead + AsyncWrite + Send + 'static, disk: Arc<i
             FLUSH => Failure::None,
             _ => Failure::NotSupported,
         };
-        reply(&mut *writing.lock().await, request.cookie, failure, &[]).await?;
+        reply(&mut *writing.lock().await, request.cookie, failure as u32, &[]).await?;
     }
 }
 
 struct Request {
+    flags: u16,
     kind: u16,
     cookie: u64,
     offset: u64,
@@ -153,10 +158,25 @@ impl Request {
         if reading.read_u32().await? != REQUEST_MAGIC {
             return Err(invalid("not a request"));
         }
-        let _flags = reading.read_u16().await?;
-        let kind = reading.read_u16().await?;
+        let (flags, kind) = (reading.read_u16().await?, reading.read_u16().await?);
         let (cookie, offset) = (reading.read_u64().await?, reading.read_u64().await?);
-        Ok(Self { kind, cookie, offset, length: reading.read_u32().await? })
+        Ok(Self { flags, kind, cookie, offset, length: reading.read_u32().await? })
+    }
+
+    fn encode(&self) -> [u8; 28] {
+        let mut bytes = [0; 28];
+        bytes[..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
+        bytes[4..6].copy_from_slice(&self.flags.to_be_bytes());
+        bytes[6..8].copy_from_slice(&self.kind.to_be_bytes());
+        bytes[8..16].copy_from_slice(&self.cookie.to_be_bytes());
+        bytes[16..24].copy_from_slice(&self.offset.to_be_bytes());
+        bytes[24..].copy_from_slice(&self.length.to_be_bytes());
+        bytes
+    }
+
+    /// The bytes that it is about.
+    fn range(&self) -> Range<u64> {
+        self.offset..self.offset.saturating_add(self.length.into())
     }
 
     fn is_within(&self, size_bytes: u64) -> bool {
@@ -166,15 +186,10 @@ impl Request {
 }
 
 /// The content goes from where it is to the socket.
-async fn reply(
-    writing: &mut (impl AsyncWrite + Unpin),
-    cookie: u64,
-    failure: Failure,
-    content: &[Bytes],
-) -> io::Result<()> {
+async fn reply(writing: &mut (impl AsyncWrite + Unpin), cookie: u64, error: u32, content: &[Bytes]) -> io::Result<()> {
     let mut head = [0; 16];
     head[..4].copy_from_slice(&REPLY_MAGIC.to_be_bytes());
-    head[4..8].copy_from_slice(&(failure as u32).to_be_bytes());
+    head[4..8].copy_from_slice(&error.to_be_bytes());
     head[8..].copy_from_slice(&cookie.to_be_bytes());
     let mut parts: Vec<_> = iter::once(&head[..]).chain(content.iter().map(Bytes::as_ref)).map(IoSlice::new).collect();
     let mut left = &mut parts[..];

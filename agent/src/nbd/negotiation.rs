@@ -19,9 +19,11 @@ const GO: u32 = 7;
 const ACK: u32 = 1;
 const SERVER: u32 = 2;
 const INFORMATION: u32 = 3;
-const UNSUPPORTED: u32 = (1 << 31) + 1;
-const MALFORMED: u32 = (1 << 31) + 3;
-const UNKNOWN: u32 = (1 << 31) + 6;
+/// The least of all errors.
+const FAILED: u32 = 1 << 31;
+const UNSUPPORTED: u32 = FAILED + 1;
+const MALFORMED: u32 = FAILED + 3;
+const UNKNOWN: u32 = FAILED + 6;
 
 const INFO_EXPORT: u16 = 0;
 const INFO_BLOCK_SIZE: u16 = 3;
@@ -31,6 +33,8 @@ const EXPORT_FLAGS: u16 = 1 | 1 << 1 | 1 << 8;
 
 /// Bytes of one option: a name and a few numbers.
 const OPTION_BYTES_MAX: u32 = 8 << 10;
+/// Replies to one option: what there is to know of an export, or a list of exports.
+const REPLIES_MAX: usize = 64;
 /// Options of one client; each of those that exist comes a few times at most.
 const OPTIONS_MAX: usize = 64;
 
@@ -75,6 +79,57 @@ pub(super) async fn negotiate(
         }
     }
     Err(invalid("too many options"))
+}
+
+/// Passes on what a client and a server agree on; says whether requests follow. What would change their shape is
+/// refused in the server's place.
+pub(super) async fn pass_options(
+    (from_client, to_client): (&mut (impl AsyncRead + Unpin), &mut (impl AsyncWrite + Unpin)),
+    (from_server, to_server): (&mut (impl AsyncRead + Unpin), &mut (impl AsyncWrite + Unpin)),
+) -> io::Result<bool> {
+    let mut greeting = [0; 18];
+    from_server.read_exact(&mut greeting).await?;
+    if !greeting.starts_with(MAGIC) || !greeting[8..].starts_with(OPTION_MAGIC) {
+        return Err(invalid("not a server of the new style"));
+    }
+    send(to_client, &greeting).await?;
+    send(to_server, &from_client.read_u32().await?.to_be_bytes()).await?;
+    for _ in 0..OPTIONS_MAX {
+        let (option, data) = read_option(from_client).await?;
+        if !matches!(option, ABORT | LIST | INFO | GO) {
+            reply(to_client, option, UNSUPPORTED, &[]).await?;
+            continue;
+        }
+        let length = u32::try_from(data.len()).map_err(io::Error::other)?;
+        let head = [option, length].map(u32::to_be_bytes).concat();
+        send(to_server, &[OPTION_MAGIC.as_slice(), &head, &data].concat()).await?;
+        let last = pass_replies(from_server, to_client).await?;
+        if option == ABORT || (option == GO && last == ACK) {
+            return Ok(option == GO);
+        }
+    }
+    Err(invalid("too many options"))
+}
+
+/// Passes on the replies to an option; the kind of the last one.
+async fn pass_replies(
+    reading: &mut (impl AsyncRead + Unpin),
+    writing: &mut (impl AsyncWrite + Unpin),
+) -> io::Result<u32> {
+    for _ in 0..REPLIES_MAX {
+        let magic = reading.read_u64().await?;
+        let (option, kind, length) = (reading.read_u32().await?, reading.read_u32().await?, reading.read_u32().await?);
+        if magic != REPLY_MAGIC || length > OPTION_BYTES_MAX {
+            return Err(invalid("not a reply to an option"));
+        }
+        let mut data = vec![0; length as usize];
+        reading.read_exact(&mut data).await?;
+        reply(writing, option, kind, &data).await?;
+        if kind == ACK || kind >= FAILED {
+            return Ok(kind);
+        }
+    }
+    Err(invalid("too many replies"))
 }
 
 async fn read_option(reading: &mut (impl AsyncRead + Unpin)) -> io::Result<(u32, Vec<u8>)> {

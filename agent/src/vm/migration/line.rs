@@ -3,6 +3,7 @@
 
 use super::super::console::Console;
 use super::Inbox;
+use crate::nbd::{Ahead, Behind};
 use crate::swarm::streams::{Stream, StreamKind, Streams};
 use anyhow::{Context as _, bail};
 use socket2::SockRef;
@@ -206,29 +207,32 @@ impl Drop for Patience {
     }
 }
 
-/// A socket to which a QEMU of this host connects once, to speak with one of the other host. What it sends is added to
-/// `sent`, in bytes.
-pub(super) fn bridge(
+/// A socket to which a QEMU of this host connects once, to write to a disk of the other host; and what of that is not
+/// there yet. What is sent is added to `sent`, in bytes.
+pub(super) fn way_of_disk(
     socket: &Path,
     streams: Streams,
     to: HostId,
-    what: Purpose,
     id: MigrationId,
     sent: Arc<AtomicU64>,
-) -> anyhow::Result<Bridge> {
+) -> anyhow::Result<(Bridge, Behind)> {
     std::fs::remove_file(socket).ok();
     let listener = UnixListener::bind(socket).with_context(|| format!("Can't listen on {}", socket.display()))?;
     let socket = socket.to_owned();
+    let (ahead, behind) = Ahead::new();
     let carrying = tokio::spawn(async move {
         let accepted = tokio::time::timeout(HEADER_TIME_MAX, listener.accept()).await;
         std::fs::remove_file(&socket).ok();
         let Ok(Ok((qemu, _))) = accepted else { return };
-        match open(&streams, to, what, id).await {
-            Ok(stream) => carry(qemu, Counted { stream, written: sent }).await,
-            Err(error) => tracing::debug!("A stream of a migration can't be opened: {error:#}"),
+        let carried = async {
+            let stream = open(&streams, to, Purpose::Disk, id).await?;
+            anyhow::Ok(ahead.carry(qemu, Counted { stream, written: sent }).await?)
+        };
+        if let Err(error) = carried.await {
+            tracing::debug!("The stream of a disk ended: {error:#}");
         }
     });
-    Ok(Bridge(carrying.abort_handle()))
+    Ok((Bridge(carrying.abort_handle()), behind))
 }
 
 /// One end of a connection for a QEMU of this host, to speak with one of the other host. Little waits in it: QEMU takes

@@ -13,6 +13,7 @@ use crate::control::problem::{ApiError, ErrorCode};
 use crate::core::{Seat, vm_error};
 use crate::events::EventKind;
 use crate::name::Name;
+use crate::nbd::Behind;
 use crate::text::Text;
 use crate::vm::qmp::QmpError;
 use std::io;
@@ -61,14 +62,16 @@ struct Task {
     bridges: Vec<Bridge>,
     /// How long QEMU may wait for the target while the guest is paused. It answers nobody meanwhile.
     patience: Option<Patience>,
-    /// Bytes of the disk's stream.
+    /// Bytes of the disk's stream, and what of the disk is not at the target yet.
     disk_sent: Arc<AtomicU64>,
+    behind: Option<Behind>,
     is_sending: bool,
     /// When QEMU is asked how far it is, and since when nobody was told.
     look_at: tokio::time::Instant,
     changes: Changes,
     told_at: Option<tokio::time::Instant>,
     is_finishing_mirror: bool,
+    is_settling: bool,
     post_copy: bool,
     mend_at: tokio::time::Instant,
     /// The way of the console, and how much of it is sent.
@@ -167,11 +170,13 @@ impl Task {
             bridges: Vec::new(),
             patience: None,
             disk_sent: Arc::default(),
+            behind: None,
             is_sending: false,
             look_at: tokio::time::Instant::now(),
             changes: Changes::default(),
             told_at: None,
             is_finishing_mirror: false,
+            is_settling: false,
             post_copy: false,
             mend_at: tokio::time::Instant::now(),
             console: None,
@@ -204,6 +209,7 @@ impl Task {
                 }
                 () = tokio::time::sleep_until(self.look_at), if self.is_sending => self.follow_figures(false).await,
                 () = tokio::time::sleep_until(self.mend_at), if self.post_copy => self.mend().await,
+                settled = settled(&mut self.behind), if self.is_settling => self.on_settled(settled),
             }
         }
         self.tell_result().await;
@@ -286,9 +292,17 @@ impl Task {
     async fn on_disk_whole(&mut self) {
         let Some(live) = self.live() else { return };
         match hypervisor::release_mirror(&live.qmp).await {
-            Ok(()) => self.hear(SourceInput::DiskWhole),
+            Ok(()) => self.is_settling = true,
             Err(error) => self.hear(SourceInput::Broken(error.to_string())),
         }
+    }
+
+    fn on_settled(&mut self, settled: io::Result<()>) {
+        self.is_settling = false;
+        self.hear(match settled {
+            Ok(()) => SourceInput::DiskWhole,
+            Err(error) => SourceInput::Broken(format!("the disk could not be copied: {error}")),
+        });
     }
 
     /// Asks QEMU how far it is. When it `has_looked` anew what the guest has changed, what is left is just that.
@@ -413,7 +427,9 @@ impl Task {
     fn way_of_disk(&mut self) -> anyhow::Result<()> {
         let (socket, streams) = (self.machine.files.mirror_socket(), self.shared.streams.clone());
         let sent = self.disk_sent.clone();
-        self.bridges.push(line::bridge(&socket, streams, self.peer, Purpose::Disk, self.id, sent)?);
+        let (bridge, behind) = line::way_of_disk(&socket, streams, self.peer, self.id, sent)?;
+        self.bridges.push(bridge);
+        self.behind = Some(behind);
         Ok(())
     }
 
@@ -537,6 +553,14 @@ impl Task {
             post_copy: self.post_copy,
             bytes,
         }
+    }
+}
+
+/// Waits until the target has all of the disk that QEMU has written.
+async fn settled(behind: &mut Option<Behind>) -> io::Result<()> {
+    match behind {
+        Some(behind) => behind.settled().await,
+        None => Ok(()),
     }
 }
 

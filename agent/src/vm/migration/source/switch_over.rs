@@ -136,6 +136,7 @@ impl Task {
 
     pub(super) async fn take_back(&mut self) {
         self.is_sending = false;
+        self.is_settling = false;
         self.bridges.clear();
         if let Some(live) = self.live() {
             self.open_ports().await;
