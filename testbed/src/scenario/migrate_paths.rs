@@ -37,9 +37,8 @@ fn wan(lab: &mut Lab) -> Result<()> {
     lab.start_swarm()?;
     let vm = TravellingVm::start(lab, &DISK, "", 128 << 10)?;
     let company = Company::start(lab, &vm)?;
-    for to in ["beta", "alpha"] {
-        move_to(lab, to)?;
-    }
+    // Its memory is on its way for 20 s: there and back is for shorter paths.
+    move_to(lab, "beta")?;
     let experience = company.finish(lab, &vm)?;
     lab.note(experience.to_string());
     experience.ensure_whole()
