@@ -194,6 +194,7 @@ impl<P: Packet> Branch<P> {
 mod tests {
     use super::*;
     use crate::wire::frame::{Flags, FrameHeader};
+    use proptest::prelude::*;
     use std::time::Duration;
 
     const BYTES: usize = 1000;
@@ -272,5 +273,68 @@ mod tests {
         assert_eq!(pop(&mut queues, Instant(0), 9), [0, 3, 0]);
         queues.expire(Instant(0), &mut |_| {});
         assert!(queues.is_empty() && queues.passes(network));
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Push(u32),
+        Pop,
+        Wait(u64),
+        Limit(u32, u64),
+        Release(u32),
+        Expire,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            6 => (1..4u32).prop_map(Step::Push),
+            4 => Just(Step::Pop),
+            2 => (0..20_000u64).prop_map(Step::Wait),
+            1 => (2..4u32, prop_oneof![Just(0), 1..1_000_000_000u64]).prop_map(|(network, rate)| Step::Limit(network, rate)),
+            1 => (2..4u32).prop_map(Step::Release),
+            1 => Just(Step::Expire),
+        ]
+    }
+
+    proptest! {
+        /// Whatever is limited and released meanwhile: nothing is lost without being told or comes twice, what is ready
+        /// can be taken, and a network that was limited from the start keeps the order of its packets.
+        #[test]
+        fn packets_are_accounted_for_and_in_order(steps in prop::collection::vec(step(), 1..300)) {
+            let mut queues = Branches::new(1, 20 * BYTES);
+            queues.limit(NetworkId(3), 1_000_000);
+            let (mut now, mut number, mut gone, mut last) = (Instant(0), 0u32, 0, 0);
+            for step in steps {
+                match step {
+                    Step::Push(network) => {
+                        number += 1;
+                        let header = FrameHeader { network: NetworkId(network), hops: 1, flags: Flags::VNET };
+                        let mut packet = vec![0; BYTES];
+                        packet[100..104].copy_from_slice(&number.to_be_bytes());
+                        queues.push(now, Queued { header, packet, since: now }, &mut |_| gone += 1);
+                    }
+                    Step::Pop => {
+                        let was_ready = queues.is_ready(now);
+                        let mut dropped = 0;
+                        let popped = queues.pop(now, &mut |_| dropped += 1);
+                        prop_assert_eq!(popped.is_some() || dropped > 0, was_ready);
+                        gone += dropped + usize::from(popped.is_some());
+                        if let Some(queued) = popped.filter(|queued| queued.header.network == NetworkId(3)) {
+                            let taken = u32::from_be_bytes(queued.packet[100..104].try_into().unwrap());
+                            prop_assert!(taken > last);
+                            last = taken;
+                        }
+                    }
+                    Step::Wait(micros) => now = now + Duration::from_micros(micros),
+                    Step::Limit(network, rate) => queues.limit(NetworkId(network), rate),
+                    Step::Release(3) => queues.limit(NetworkId(3), 0),
+                    Step::Release(network) => queues.release(NetworkId(network)),
+                    Step::Expire => queues.expire(now - Duration::from_millis(100), &mut |_| gone += 1),
+                }
+                prop_assert_eq!(queues.len() + gone, number as usize);
+                prop_assert_eq!(queues.is_empty(), gone == number as usize);
+                prop_assert!(queues.opens_at(now).is_none_or(|at| at > now));
+            }
+        }
     }
 }
