@@ -266,6 +266,15 @@ pub enum EventKind {
         source: String,
         reason: String,
     },
+    /// A VM is at another host, and its guest has ended on the way.
+    VmEnded {
+        #[schema(value_type = String)]
+        vm: Text<VmId>,
+        name: String,
+        #[schema(value_type = String)]
+        host: Text<HostId>,
+        reason: String,
+    },
     /// This host has a new image.
     ImageImported {
         name: String,

@@ -25,7 +25,7 @@
 //! | Draining | paused | Trying | last disk blocks are there | anything, 5 s | aborts |
 //! | Switching | paused | Given | QEMU has written all | anything, 5 s | aborts |
 //! | Given | paused | Given | `Taken` | `Declined`; target silent: a verdict is asked for | erases the VM; aborts |
-//! | Fetching | runs there | Given | post-copy has ended | link lost: waits | erases the VM |
+//! | Fetching | runs there | Given | post-copy has ended | target silent: a verdict is asked for | erases it; aborts |
 //! | Aborting | runs again | Aborted | `Declined` | target silent: goes on telling it | forgets the migration |
 //!
 //! # The target
@@ -37,6 +37,12 @@
 //! | Holding | Preparing | `Go` | `Abort`; source silent: a verdict is asked for | drops its copy |
 //! | Taking | Taken | the guest runs | QEMU refuses | Preparing again, drops its copy |
 //! | Running | Taken | `Finish` | `Abort` (a verdict): shelves its copy | the VM is its own |
+//! | Emptying | Taken | the rest of the memory is there | its stream broke | ends the guest |
+//!
+//! In post-copy the guest runs at the target while some of its memory is at the source only. When that comes no more,
+//! the guest hangs: the operator hears so ([`Notice::Starving`]), and may begin it anew from its disk at any time. It
+//! is ended only when the source says that it has nothing left. A source whose QEMU died in that time keeps its disk
+//! until the target has spoken again, and says that the guest has ended, not that it moved ([`Outcome::Ended`]).
 //!
 //! The source writes `Given` while QEMU sends the last bytes, as writing takes long; only `Go` gives anything.
 //!
@@ -120,6 +126,15 @@ pub enum Notice {
     /// Nobody knows whether the other host runs the VM. It is asked again and again; if it is gone for good, a verdict
     /// is needed.
     InDoubt,
+    /// The guest went on at the other host, which is silent before it has all of the memory. It is waited for; if it is
+    /// gone for good, a verdict is needed.
+    Severed,
+    /// It answers again.
+    Answered,
+    /// The guest hangs: it needs memory that is at the other host, from where nothing comes.
+    Starving,
+    /// The memory comes again.
+    Fed,
     /// Both hosts ran the VM after a verdict; this one has stopped its copy and kept the disk aside.
     Shelved,
 }
@@ -150,6 +165,8 @@ pub enum Outcome {
     Moved(Arrival),
     /// The VM stayed at the source.
     Stayed(String),
+    /// The VM is at the target, and its guest does not run any more: why.
+    Ended(String),
 }
 
 /// How long the target may take to make room and start a machine.
@@ -167,6 +184,9 @@ pub const LOST_TIME_MAX: Duration = Duration::from_secs(45);
 pub const ASK_TIME: Duration = Duration::from_secs(1);
 /// Time after which the operator hears that the other host does not answer.
 pub const DOUBT_TIME: Duration = Duration::from_secs(15);
+/// Time without memory after which the operator hears that a guest hangs for it. Streams that broke are made again
+/// within a second or two.
+pub const STARVING_TIME: Duration = Duration::from_secs(5);
 /// Bytes of a reason.
 pub const WHY_BYTES_MAX: usize = 1024;
 /// Bytes of a message: the definition of a VM with its keys is most of an offer.

@@ -21,8 +21,9 @@ Examples:
   virtuoso vm migrate web --cancel
   virtuoso vm migrate web --resolve here
 
---resolve is for a VM whose other host is gone for good at the very moment of the hand-over, which the event
-`vm_in_doubt` tells. Should that host come back, its copy is ended and kept aside.";
+--resolve is for a VM whose other host is gone for good at the very moment of the hand-over, or before all of its
+memory has followed it, which the event `vm_in_doubt` and `virtuoso vm show` tell. Should that host come back, its copy
+is ended and kept aside.";
 
 #[derive(Args)]
 #[command(group = clap::ArgGroup::new("what").required(true).args(["to", "best", "cancel", "resolve"]))]

@@ -426,6 +426,7 @@ fn show(vm: Vm) -> Table {
     row("network i/o", pair(["received", "sent"], [details.net_rx_bytes, details.net_tx_bytes]));
     row("display", details.vnc_socket);
     row("crash", details.crash.unwrap_or_default());
+    row("waits", details.trouble.unwrap_or_default());
     table
 }
 

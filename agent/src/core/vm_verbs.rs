@@ -359,7 +359,7 @@ pub(crate) fn vm_error(error: anyhow::Error) -> ApiError {
 }
 
 fn details(info: VmInfo, cdrom: Option<Cdrom>) -> VmDetails {
-    let VmInfo { spec, crash, usage, disk_used_bytes, pid, vnc } = info;
+    let VmInfo { spec, crash, trouble, usage, disk_used_bytes, pid, vnc } = info;
     VmDetails {
         disk_bytes: spec.disk_bytes,
         kernel: match &spec.boot {
@@ -369,6 +369,7 @@ fn details(info: VmInfo, cdrom: Option<Cdrom>) -> VmDetails {
         labels: spec.labels,
         restart: spec.restart,
         crash,
+        trouble,
         pid,
         cpu_s: usage.map(|usage| usage.cpu_s),
         cpu_percent: usage.and_then(|usage| usage.cpu_percent),

@@ -4,7 +4,7 @@ use super::cgroup;
 use super::disk::{self, Base};
 use super::error::VmError;
 use super::limits::VmLimits;
-use super::machine::Machine;
+use super::machine::{Machine, Trouble};
 use super::process::{Process, last_words};
 use super::qemu::{DISK_DEVICE, Launch};
 use super::qmp::{Qmp, QmpError};
@@ -32,6 +32,25 @@ impl Vms {
     pub async fn start(self: &Arc<Self>, name: &Name) -> anyhow::Result<()> {
         let (vms, machine) = (self.clone(), self.find(name)?);
         tokio::spawn(async move { vms.start_machine(&machine).await }).await.context("Starting a VM broke off")?
+    }
+
+    /// Presses a VM's reset button. One that hangs for memory that does not come has none that works: it begins anew.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub async fn reset(self: &Arc<Self>, name: &Name) -> anyhow::Result<()> {
+        let machine = self.find(name)?;
+        let turn = machine.turn.lock().await;
+        self.step(&machine, Wish::Reset, "reset")?;
+        let mut live = machine.live().context("The VM is ending")?;
+        if matches!(machine.trouble(), Some(Trouble::Memory(_))) {
+            drop(turn);
+            live.end();
+            live.wait_ended().await;
+            return self.start(name).await;
+        }
+        live.qmp.run("system_reset").await?;
+        Ok(())
     }
 
     pub(super) fn start_in_background(self: &Arc<Self>, machine: Arc<Machine>) {

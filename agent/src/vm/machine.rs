@@ -8,7 +8,7 @@ use super::spec::Spec;
 use super::stall::Stall;
 use super::store::{Files, Record};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::sync::{broadcast, mpsc, watch};
 use virtuoso_overlay::table::VmState;
 use virtuoso_overlay::time::Instant;
@@ -32,6 +32,27 @@ struct Inner {
     failures: Failures,
     /// The migration that it takes part in.
     mover: Option<mpsc::Sender<News>>,
+    trouble: Option<Trouble>,
+}
+
+/// What the guest waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Trouble {
+    /// Its disk can't be used.
+    Disk(String),
+    /// Some of its memory is on another host, from where it does not come.
+    Memory(String),
+    /// It may run on another host, and only an operator can say.
+    Verdict(String),
+}
+
+impl Trouble {
+    /// Why, for the operator.
+    pub(super) fn reason(&self) -> &str {
+        match self {
+            Self::Disk(reason) | Self::Memory(reason) | Self::Verdict(reason) => reason,
+        }
+    }
 }
 
 /// What a migration hears of a VM's process.
@@ -55,6 +76,8 @@ pub(super) struct Live {
     pub(super) events: broadcast::Sender<Event>,
     /// Its end is wanted: it is no crash.
     pub(super) ending: Arc<AtomicBool>,
+    /// Why the agent ended it, against the operator's will: that is a crash.
+    pub(super) doom: Arc<OnceLock<String>>,
     /// True when it has ended and all is cleaned up.
     pub(super) ended: watch::Receiver<bool>,
     /// Whether its guest is paused to move, and takes nothing that is typed.
@@ -63,7 +86,7 @@ pub(super) struct Live {
 
 impl Machine {
     pub(super) fn new(files: Files, record: Record, state: VmState) -> Arc<Self> {
-        let inner = Inner { record, state, live: None, failures: Failures::default(), mover: None };
+        let inner = Inner { record, state, live: None, failures: Failures::default(), mover: None, trouble: None };
         Arc::new(Self { files, turn: tokio::sync::Mutex::default(), stall: Mutex::default(), inner: Mutex::new(inner) })
     }
 
@@ -89,6 +112,15 @@ impl Machine {
 
     pub(super) fn set_live(&self, live: Option<Live>) {
         self.inner().live = live;
+    }
+
+    /// What the guest waits for, if that is known.
+    pub(super) fn trouble(&self) -> Option<Trouble> {
+        self.inner().trouble.clone()
+    }
+
+    pub(super) fn set_trouble(&self, trouble: Option<Trouble>) {
+        self.inner().trouble = trouble;
     }
 
     /// Has a migration hear what becomes of the process, or no longer.
@@ -141,6 +173,13 @@ impl Live {
     /// Ends the process.
     pub(super) fn end(&self) {
         self.ending.store(true, Ordering::SeqCst);
+        self.process.kill();
+    }
+
+    /// Ends the process, because it can't go on.
+    pub(super) fn end_for(&self, why: String) {
+        // The first reason is the one.
+        self.doom.set(why).ok();
         self.process.kill();
     }
 

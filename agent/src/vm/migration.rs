@@ -81,8 +81,10 @@ enum Inbox {
     Prepared(anyhow::Result<target::Prepared>),
     /// The operator wants it to end, and hears why it can't.
     Cancel(oneshot::Sender<Result<(), &'static str>>),
-    /// The operator decides.
-    Resolve(Verdict),
+    /// A guest that was told to run does, or why it can't.
+    Begun(Result<(), String>),
+    /// The operator decides, and hears why that changes nothing.
+    Resolve(Verdict, oneshot::Sender<Result<(), &'static str>>),
 }
 
 /// The migrations that were under way when the agent ended, for [`Vms::open`].
@@ -130,8 +132,8 @@ impl Migrations {
         let mut guard = CancelOnDrop { shared: self.0.clone(), id, is_armed: true };
         let outcome = done.await;
         guard.is_armed = false;
-        let stays = |why: String| ApiError::new(ErrorCode::Conflict, format!("VM {name} stays here: {why}"));
-        outcome.map_err(|_| ApiError::new(ErrorCode::Unavailable, "The agent is stopping"))?.map_err(stays)
+        let told = outcome.map_err(|_| ApiError::new(ErrorCode::Unavailable, "The agent is stopping"))?;
+        told.map_err(|failure| ApiError::conflict(failure.explain(&name)))
     }
 
     /// Ends a VM's migration; the VM stays.
@@ -139,20 +141,35 @@ impl Migrations {
     /// # Errors
     /// If there is none, or it is too late.
     pub async fn cancel(&self, vm: VmId) -> Result<(), ApiError> {
-        let (reply, answer) = oneshot::channel();
-        let session = self.0.session_of(vm).ok_or_else(|| ApiError::conflict("The VM is not on its way"))?;
-        session.inbox.send(Inbox::Cancel(reply)).await.ok();
-        answer.await.unwrap_or(Err("it has ended")).map_err(|why| ApiError::conflict(format!("Too late: {why}")))
+        let told = self.ask(vm, Inbox::Cancel).await.ok_or_else(|| ApiError::conflict("The VM is not on its way"))?;
+        told.map_err(|why| ApiError::conflict(format!("Too late: {why}")))
     }
 
     /// Says which copy of a VM runs, because the other host is gone for good.
     ///
     /// # Errors
-    /// If no migration of it waits here.
+    /// If no migration of it waits for that here.
     pub async fn resolve(&self, vm: VmId, verdict: Verdict) -> Result<(), ApiError> {
-        let session = self.0.session_of(vm).ok_or_else(|| ApiError::conflict("No migration of the VM waits here"))?;
-        session.inbox.send(Inbox::Resolve(verdict)).await.ok();
-        Ok(())
+        let told = self.ask(vm, |reply| Inbox::Resolve(verdict, reply)).await;
+        let told = told.ok_or_else(|| ApiError::conflict("No migration of the VM waits here"))?;
+        told.map_err(|why| ApiError::conflict(format!("There is nothing to decide: {why}")))
+    }
+
+    /// Asks the migrations of a VM until one grants it: one that brought it here may still wait for the last word of a
+    /// host that is gone, while it is about to leave again.
+    async fn ask<T>(&self, vm: VmId, wish: impl Fn(oneshot::Sender<Result<(), T>>) -> Inbox) -> Option<Result<(), T>> {
+        let mut last = None;
+        for session in self.0.sessions_of(vm) {
+            let (reply, answer) = oneshot::channel();
+            session.inbox.send(wish(reply)).await.ok();
+            match answer.await {
+                Ok(Ok(())) => return Some(Ok(())),
+                Ok(Err(why)) => last = Some(Err(why)),
+                // It has just ended.
+                Err(_) => {}
+            }
+        }
+        last
     }
 
     /// The VM of this name whose copy waits on this host.
@@ -160,6 +177,24 @@ impl Migrations {
         let sessions: Vec<VmId> = self.0.sessions().values().map(|session| session.vm).collect();
         let named = |vm: &VmId| self.0.vms.machine_or_copy(*vm).is_some_and(|machine| machine.spec().name == *name);
         sessions.into_iter().find(named)
+    }
+}
+
+/// Why a migration has not ended well.
+#[derive(Clone, Debug)]
+pub(super) enum Failure {
+    /// The VM is where it was.
+    Stayed(String),
+    /// It is where it should go, and its guest has ended.
+    Ended(String),
+}
+
+impl Failure {
+    fn explain(&self, name: &Name) -> String {
+        match self {
+            Self::Stayed(why) => format!("VM {name} stays here: {why}"),
+            Self::Ended(why) => format!("VM {name} is at the host that it was sent to, and does not run: {why}"),
+        }
     }
 }
 
@@ -185,8 +220,8 @@ impl Shared {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn session_of(&self, vm: VmId) -> Option<Session> {
-        self.sessions().values().find(|session| session.vm == vm).cloned()
+    fn sessions_of(&self, vm: VmId) -> Vec<Session> {
+        self.sessions().values().filter(|session| session.vm == vm).cloned().collect()
     }
 
     /// Makes a migration known; its inbox.
@@ -283,4 +318,9 @@ async fn serve_one(shared: &Arc<Shared>, host: HostId, mut stream: Stream) -> an
 
 fn hex(id: MigrationId) -> String {
     id.0.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A time that does not come.
+fn far() -> virtuoso_overlay::time::Instant {
+    virtuoso_overlay::time::Instant(u64::MAX / 2)
 }

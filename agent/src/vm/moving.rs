@@ -4,13 +4,14 @@
 use super::disk;
 use super::error::VmError;
 use super::launch::limit;
-use super::machine::{Machine, News};
+use super::machine::{Live, Machine, News, Trouble};
 use super::process::Process;
 use super::qmp::Qmp;
 use super::spec::Spec;
 use super::store::Record;
 use super::supervisor::{clean_up, on_end};
 use super::vms::Vms;
+use crate::events::EventKind;
 use crate::name::Name;
 use anyhow::Context;
 use std::collections::VecDeque;
@@ -25,6 +26,8 @@ use virtuoso_overlay::vm::reservations::Reserved;
 
 /// VMs that have left and are remembered: whoever looked at them comes at once.
 const DEPARTURES_MAX: usize = 256;
+/// How long QEMU may take to say what its guest does: it takes milliseconds, unless it waits for memory itself.
+const LOOK_TIME_MAX: Duration = Duration::from_secs(1);
 /// How long QEMU may take to reset a machine: it takes milliseconds.
 const RESET_TIME_MAX: Duration = Duration::from_secs(10);
 
@@ -35,6 +38,13 @@ pub struct Move {
     pub vm: VmId,
     /// What was decided.
     pub phase: Phase,
+}
+
+/// What was decided last of a VM that may have come here and be about to leave again.
+pub(super) fn phase_of(moves: &[Move], vm: VmId) -> Option<Phase> {
+    let phases = || moves.iter().filter(|moved| moved.vm == vm).map(|moved| moved.phase);
+    // A copy that may not run comes before all others.
+    phases().find(|phase| matches!(phase, Phase::Given | Phase::Preparing)).or_else(|| phases().next())
 }
 
 /// Resets a machine that waits for its state, which is none of the guest's business. QEMU looks at a medium's size when
@@ -91,8 +101,9 @@ impl Vms {
     /// The VM is this host's own again, like any other; what its process does says in which state.
     pub(super) async fn end_move(self: &Arc<Self>, machine: &Arc<Machine>) {
         machine.set_mover(None);
+        machine.set_trouble(None);
         let Some(live) = machine.live() else {
-            on_end(self, machine, Some("Its process ended while it was on its way to another host".into())).await;
+            on_end(self, machine, Some("It could not go on after it was on its way to another host".into())).await;
             if machine.begins_again(self.now()) {
                 tracing::info!(vm = %machine.spec().name, "A VM that crashed begins again");
                 self.start_in_background(machine.clone());
@@ -100,7 +111,35 @@ impl Vms {
             return;
         };
         live.release();
-        let status = live.qmp.run("query-status").await.ok();
+        self.look_at_guest(machine, &live).await;
+    }
+
+    /// The guest hangs for what is elsewhere, or no longer.
+    pub(super) async fn starve(&self, machine: &Machine, why: Option<String>) {
+        let (vm, name) = (machine.spec().id, machine.spec().name.to_string());
+        let Some(live) = machine.live() else { return };
+        machine.set_trouble(why.clone().map(Trouble::Memory));
+        match why {
+            Some(reason) => {
+                tracing::warn!(vm = name, "A VM hangs: {reason}");
+                self.tell(EventKind::VmPaused { vm, name, reason });
+                // Its QEMU may not answer.
+                self.set_state(machine, VmState::Paused).await;
+            }
+            None => {
+                tracing::info!(vm = name, "A VM goes on: its memory comes again");
+                self.tell(EventKind::VmResumed { vm, name });
+                self.look_at_guest(machine, &live).await;
+            }
+        }
+    }
+
+    async fn look_at_guest(&self, machine: &Machine, live: &Live) {
+        // One that does not answer runs until it needs memory that is not there yet.
+        let status = match tokio::time::timeout(LOOK_TIME_MAX, live.qmp.run("query-status")).await {
+            Ok(answer) => answer.ok(),
+            Err(_) => return self.set_state(machine, VmState::Running).await,
+        };
         let status = status.as_ref().and_then(|status| status.get("status")).and_then(|status| status.as_str());
         // In post-copy, QEMU still reads devices when it was told to let the guest run, and does so in a moment.
         let runs = matches!(status, Some("running" | "inmigrate"));
@@ -187,6 +226,20 @@ impl Vms {
         }
     }
 
+    /// Ends a guest that hangs for memory of another host, and its monitor with it: this agent can't speak to it.
+    pub(super) async fn give_up_arrival(self: &Arc<Self>, machine: &Arc<Machine>, process: &Process) {
+        let why =
+            "It hung for memory that was still at the host it came from when the agent was started again".to_owned();
+        if let Some(mut live) = machine.live() {
+            live.end_for(why);
+            return live.wait_ended().await;
+        }
+        process.kill();
+        process.ended().await;
+        clean_up(machine);
+        on_end(self, machine, Some(why)).await;
+    }
+
     /// A VM of this host, or a copy of one.
     pub(super) fn machine_or_copy(&self, id: VmId) -> Option<Arc<Machine>> {
         let known = self.machines().get(&id).cloned();
@@ -248,5 +301,19 @@ impl Vms {
     async fn discard(&self, id: VmId) {
         self.copies().remove(&id);
         self.forget(id).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vm_that_came_and_left_again_may_not_run() {
+        let moved = |vm: u8, phase| Move { vm: VmId([vm; 16]), phase };
+        let moves = [moved(1, Phase::Taken), moved(2, Phase::Trying), moved(1, Phase::Given)];
+        assert_eq!(phase_of(&moves, VmId([1; 16])), Some(Phase::Given));
+        assert_eq!(phase_of(&moves, VmId([2; 16])), Some(Phase::Trying));
+        assert_eq!(phase_of(&moves, VmId([3; 16])), None);
     }
 }

@@ -134,6 +134,11 @@ impl Qmp {
         Ok((qmp, receiver))
     }
 
+    /// Whether the connection is gone, and most probably QEMU.
+    pub fn is_closed(&self) -> bool {
+        self.0.is_closed()
+    }
+
     /// Runs a command without arguments.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 //!
 //! Not by the monitor's `stop`: that one waits for all reads, and QEMU with it.
 
-use super::machine::{Live, Machine};
+use super::machine::{self, Live, Machine};
 use super::qmp::Event;
 use super::vms::Vms;
 use crate::events::EventKind;
@@ -76,6 +76,7 @@ async fn go_on_when_possible(vms: &Arc<Vms>, machine: &Arc<Machine>, live: &Live
     let (vm, name) = (spec.id, spec.name.to_string());
     let pause = |reason: String| {
         tracing::warn!(vm = %name, "A VM is paused: {reason}");
+        machine.set_trouble(Some(machine::Trouble::Disk(reason.clone())));
         vms.tell(EventKind::VmPaused { vm, name: name.clone(), reason });
     };
     let mut was_told = true;
@@ -102,6 +103,7 @@ async fn go_on_when_possible(vms: &Arc<Vms>, machine: &Arc<Machine>, live: &Live
         let mut stall = machine.stall();
         *stall = Stall { followed: false, tried_at: Some(Instant::now()) };
     }
+    machine.set_trouble(None);
     match live.qmp.run("cont").await {
         Ok(_) if was_told => {
             tracing::info!(vm = %name, "A VM goes on");

@@ -44,7 +44,8 @@ pub(super) async fn supervise(
         on_event(&vms, &machine, &event, &mut shutdown).await;
     }
     let wanted = live.ending.load(Ordering::SeqCst);
-    let crash = crash(exit, shutdown, wanted, || last_words(&machine.files.log()));
+    let doom = live.doom.get().cloned();
+    let crash = doom.or_else(|| crash(exit, shutdown, wanted, || last_words(&machine.files.log())));
     clean_up(&machine);
     if machine.is_moving() {
         // Whoever moves it knows whether it was the VM that ended, or a copy of it.
@@ -113,6 +114,7 @@ pub(super) fn clean_up(machine: &Machine) {
 pub(super) async fn on_end(vms: &Arc<Vms>, machine: &Arc<Machine>, crash: Option<String>) {
     let spec = machine.spec();
     machine.set_live(None);
+    machine.set_trouble(None);
     vms.close_drive(spec.id.0);
     let kept = machine.keep(|record| {
         record.process = None;

@@ -105,6 +105,8 @@ pub struct VmInfo {
     pub spec: Spec,
     /// Why its process ended, if that was not in order.
     pub crash: Option<String>,
+    /// What it waits for, if that is known.
+    pub trouble: Option<String>,
     /// What it uses, if it runs.
     pub usage: Option<Usage>,
     /// Bytes that its disk takes.
@@ -140,7 +142,7 @@ impl Vms {
             parts,
         });
         for record in vms.store.load()? {
-            let phase = moves.iter().find(|moved| moved.vm == record.spec.id.0).map(|moved| moved.phase);
+            let phase = super::moving::phase_of(moves, record.spec.id.0);
             vms.take_over(record, phase).await;
         }
         vms.retain_bases().await;
@@ -174,8 +176,12 @@ impl Vms {
         self.machines().insert(spec.id.0, machine.clone());
         match process {
             Some(process) => {
-                if let Err(error) = self.adopt(&machine, process).await {
+                let process = Arc::new(process);
+                if let Err(error) = self.adopt(&machine, &process).await {
                     tracing::warn!(vm = %spec.name, "Can't take over the process of a VM: {error:#}");
+                    if phase == Some(Phase::Taken) {
+                        self.give_up_arrival(&machine, &process).await;
+                    }
                 }
             }
             None if was_running => {
@@ -188,15 +194,14 @@ impl Vms {
         }
     }
 
-    async fn adopt(self: &Arc<Self>, machine: &Arc<Machine>, process: Process) -> anyhow::Result<()> {
+    async fn adopt(self: &Arc<Self>, machine: &Arc<Machine>, process: &Arc<Process>) -> anyhow::Result<()> {
         let spec = machine.spec();
         for nic in &spec.nics {
             self.parts.sockets.claim(nic).await?;
         }
-        let process = Arc::new(process);
         // At the place where its QEMU waits for it.
         let base = disk::base(&spec, &self.parts.images).await?;
-        let qmp = self.follow(machine, &process, base).await?;
+        let qmp = self.follow(machine, process, base).await?;
         self.resume_drive(machine).await;
         let status = qmp.run("query-status").await?;
         let status = status.get("status").and_then(serde_json::Value::as_str);
@@ -234,6 +239,7 @@ impl Vms {
             base,
             events: events_told,
             ending,
+            doom: Arc::default(),
             ended,
             held,
         };
@@ -372,19 +378,6 @@ impl Vms {
         Ok(())
     }
 
-    /// Presses a VM's reset button.
-    ///
-    /// # Errors
-    /// If it does not run.
-    pub async fn reset(&self, name: &Name) -> anyhow::Result<()> {
-        let machine = self.find(name)?;
-        let _turn = machine.turn.lock().await;
-        self.step(&machine, Wish::Reset, "reset")?;
-        let live = machine.live().context("The VM is ending")?;
-        live.qmp.run("system_reset").await?;
-        Ok(())
-    }
-
     /// Removes a VM and its disk; by `force` also one that runs.
     ///
     /// # Errors
@@ -501,6 +494,7 @@ impl Vms {
         Ok(VmInfo {
             spec: record.spec,
             crash: record.crash,
+            trouble: machine.trouble().map(|trouble| trouble.reason().to_owned()),
             usage: usage::usage(&self.meters, &machine).await,
             disk_used_bytes: usage::disk_bytes(&machine),
             pid: process.map(|process| process.mark().pid),

@@ -23,8 +23,12 @@ pub struct Source {
     is_declined: bool,
     /// QEMU has nothing left to send.
     is_sent: bool,
+    /// The target fetches some of the memory while the guest runs there.
+    is_fetched: bool,
     /// QEMU and the guest in it are gone.
     is_dead: bool,
+    /// The target has been silent for so long that the operator was asked.
+    is_in_doubt: bool,
     /// That it was given up is not on the disk yet.
     is_unwritten: bool,
     /// Why it was given up.
@@ -41,6 +45,7 @@ enum State {
     Draining,
     Switching,
     Given,
+    /// The guest runs at the target, which fetches the rest of its memory here.
     Fetching(Arrival),
     Aborting,
     /// The guest runs here again; the target does not know yet.
@@ -199,7 +204,9 @@ impl Source {
             pause: Pause::No { again: Instant(0) },
             is_declined: false,
             is_sent: false,
+            is_fetched: false,
             is_dead: false,
+            is_in_doubt: false,
             is_unwritten: false,
             why: String::new(),
             timers: Timers::default(),
@@ -236,6 +243,11 @@ impl Source {
         self.is_trying()
     }
 
+    /// Whether an operator may say what became of the target.
+    pub const fn is_resolvable(&self) -> bool {
+        matches!(self.state, State::Given) || (matches!(self.state, State::Fetching(_)) && self.is_in_doubt)
+    }
+
     /// Whether the VM may run on this host, as far as the migration has a say in it.
     pub const fn is_ours(&self) -> bool {
         self.is_trying() || matches!(self.state, State::Aborting | State::Aborted)
@@ -254,7 +266,7 @@ impl Source {
             SourceInput::Paused if self.state == State::Sending => self.on_paused(now),
             SourceInput::DiskWhole if self.state == State::Draining => self.let_go(),
             SourceInput::Sent => self.on_sent(now),
-            SourceInput::PostCopyBegun if self.state == State::Switching => self.give(now),
+            SourceInput::PostCopyBegun => self.on_post_copy(now),
             SourceInput::Diverging if self.state == State::Sending && self.post_copy == PostCopy::Auto => {
                 self.begin_post_copy(now);
             }
@@ -266,18 +278,18 @@ impl Source {
             SourceInput::Broken(why) if self.is_trying() => self.abort(now, why),
             SourceInput::Ended => self.on_ended(now),
             SourceInput::Cancel if self.is_trying() => self.abort(now, "it was cancelled".into()),
-            SourceInput::Resolve(verdict) => self.on_verdict(now, verdict),
+            SourceInput::Resolve(verdict) if self.is_resolvable() => self.on_verdict(now, verdict),
             SourceInput::Timeout => self.on_timeout(now),
             SourceInput::DiskReady
             | SourceInput::Converging
             | SourceInput::Stopped
             | SourceInput::Paused
             | SourceInput::DiskWhole
-            | SourceInput::PostCopyBegun
             | SourceInput::Diverging
             | SourceInput::HandedOver(_)
             | SourceInput::TakenBack
             | SourceInput::Broken(_)
+            | SourceInput::Resolve(_)
             | SourceInput::Cancel => {}
         }
     }
@@ -289,8 +301,8 @@ impl Source {
     fn on_message(&mut self, now: Instant, message: ToSource) {
         match (message, self.state) {
             (ToSource::Ready { post_copy, .. }, State::Offering) => self.on_ready(now, post_copy),
-            (ToSource::Taken { arrival, .. }, State::Given) => self.on_taken(arrival),
-            (ToSource::Taken { arrival, .. }, State::Fetching(_)) if arrival.has_ended => self.finish(arrival),
+            (ToSource::Taken { arrival, .. }, State::Given) => self.on_taken(now, arrival),
+            (ToSource::Taken { arrival, .. }, State::Fetching(first)) => self.on_taken_again(now, first, arrival),
             // It took what was never given, by an operator's verdict there, while this host lives.
             (ToSource::Taken { .. }, State::Aborting | State::Aborted) => self.tell_abort(),
             (ToSource::Taken { .. }, _) if self.is_trying() => self.abort(now, "the target was told to run it".into()),
@@ -396,8 +408,15 @@ impl Source {
         self.is_sent = true;
         match self.state {
             State::Switching => self.give(now),
-            State::Fetching(arrival) => self.finish(arrival),
+            State::Fetching(arrival) => self.finish(Outcome::Moved(arrival)),
             _ => {}
+        }
+    }
+
+    fn on_post_copy(&mut self, now: Instant) {
+        self.is_fetched = true;
+        if self.state == State::Switching {
+            self.give(now);
         }
     }
 
@@ -422,23 +441,36 @@ impl Source {
         }
     }
 
-    fn on_taken(&mut self, arrival: Arrival) {
+    fn on_taken(&mut self, now: Instant, arrival: Arrival) {
         self.effects.push_back(SourceEffect::Tell(Notice::Step(Step::Resume)));
-        if self.is_sent || self.is_dead || arrival.has_ended {
-            self.finish(arrival);
+        self.on_taken_again(now, arrival, arrival);
+    }
+
+    /// The target says so each second, as long as memory is fetched. `first` is how the guest arrived.
+    fn on_taken_again(&mut self, now: Instant, first: Arrival, last: Arrival) {
+        if last.has_ended {
+            self.finish(Outcome::Ended("its machine has ended there".into()));
+        } else if self.is_sent || (self.is_dead && !self.is_fetched) {
+            self.finish(Outcome::Moved(first));
+        } else if self.is_dead {
+            // Not before: what is here is the VM's last copy, should the target be gone too.
+            let why = "the rest of its memory was lost when its machine here ended; it can begin anew from its disk";
+            self.finish(Outcome::Ended(why.into()));
         } else {
-            self.state = State::Fetching(arrival);
-            self.timers = Timers::default();
+            self.state = State::Fetching(first);
+            if std::mem::take(&mut self.is_in_doubt) {
+                self.effects.push_back(SourceEffect::Tell(Notice::Answered));
+            }
+            self.timers = Timers { doubt: Some(now + DOUBT_TIME), ..Timers::default() };
         }
     }
 
-    fn finish(&mut self, arrival: Arrival) {
+    fn finish(&mut self, outcome: Outcome) {
         self.state = State::Done;
         self.timers = Timers::default();
         self.effects.extend([SourceEffect::Erase, SourceEffect::Forget]);
         self.send(ToTarget::Finish { id: self.id });
-        self.effects
-            .extend([SourceEffect::Tell(Notice::Step(Step::Finish)), SourceEffect::Done(Outcome::Moved(arrival))]);
+        self.effects.extend([SourceEffect::Tell(Notice::Step(Step::Finish)), SourceEffect::Done(outcome)]);
     }
 
     fn on_declined(&mut self, now: Instant, why: String) {
@@ -472,17 +504,19 @@ impl Source {
 
     fn on_ended(&mut self, now: Instant) {
         self.is_dead = true;
-        match self.state {
-            State::Fetching(arrival) => self.finish(arrival),
-            _ if self.is_trying() => self.abort(now, "the VM ended".into()),
-            _ => {}
+        if self.is_trying() {
+            self.abort(now, "the VM ended".into());
         }
     }
 
     fn on_verdict(&mut self, now: Instant, verdict: Verdict) {
         match (verdict, self.state) {
             (Verdict::Here, State::Given) => self.abort(now, "the operator says that it runs here".into()),
-            (Verdict::There, State::Given) => self.finish(Arrival::default()),
+            (Verdict::There, State::Given) => self.finish(Outcome::Moved(Arrival::default())),
+            (Verdict::Here, State::Fetching(_)) => {
+                self.abort(now, "the operator says that the host it ran on is gone".into());
+            }
+            (Verdict::There, State::Fetching(arrival)) => self.finish(Outcome::Moved(arrival)),
             (Verdict::Here | Verdict::There, _) => {}
         }
     }
@@ -535,12 +569,22 @@ impl Source {
         if due(&mut self.timers.lost) && self.is_trying() {
             self.abort(now, format!("the target was out of reach for {} s", LOST_TIME_MAX.as_secs()));
         }
-        if due(&mut self.timers.doubt) && self.state == State::Given {
-            self.effects.push_back(SourceEffect::Tell(Notice::InDoubt));
+        if due(&mut self.timers.doubt) {
+            self.on_doubt();
         }
         if due(&mut self.timers.ask) {
             self.ask(now);
         }
+    }
+
+    fn on_doubt(&mut self) {
+        let notice = match self.state {
+            State::Given => Notice::InDoubt,
+            State::Fetching(_) => Notice::Severed,
+            _ => return,
+        };
+        self.is_in_doubt = true;
+        self.effects.push_back(SourceEffect::Tell(notice));
     }
 
     fn send(&mut self, message: ToTarget) {

@@ -1,8 +1,8 @@
 //! The host that gets the VM.
 
 use super::{
-    ASK_TIME, Arrival, DOUBT_TIME, LOST_TIME_MAX, MigrationId, Notice, Phase, Step, ToSource, ToTarget, Verdict,
-    bounded,
+    ASK_TIME, Arrival, DOUBT_TIME, LOST_TIME_MAX, MigrationId, Notice, Phase, STARVING_TIME, Step, ToSource, ToTarget,
+    Verdict, bounded,
 };
 use crate::claims::Claim;
 use crate::time::Instant;
@@ -21,6 +21,7 @@ pub struct Target {
     post_copy: bool,
     /// An earlier agent may have let the guest run.
     may_have_run: bool,
+    memory: Memory,
     arrival: Arrival,
     why: String,
     timers: Timers,
@@ -35,9 +36,24 @@ enum State {
     Holding,
     Taking,
     Running,
+    /// The source has nothing left of it; the last of the memory is on its way.
+    Emptying,
     Dropping,
     Shelving,
     Done,
+}
+
+/// What the guest has of its memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Memory {
+    Whole,
+    /// The rest of it comes.
+    Fetched,
+    /// The rest of it does not come.
+    Cut {
+        /// The operator knows.
+        is_told: bool,
+    },
 }
 
 #[derive(Clone, Copy, Default, Debug)]
@@ -45,6 +61,8 @@ struct Timers {
     lost: Option<Instant>,
     ask: Option<Instant>,
     doubt: Option<Instant>,
+    /// When the operator hears that the guest hangs.
+    starving: Option<Instant>,
 }
 
 /// What happened.
@@ -62,7 +80,14 @@ pub enum TargetInput {
         post_copy: bool,
     },
     /// All is here that the guest needs to run.
-    Loaded,
+    Loaded {
+        /// Also the memory that it may fetch while it runs.
+        is_whole: bool,
+    },
+    /// Memory that the guest fetches while it runs comes no more: its stream broke.
+    MemoryCut,
+    /// It comes again.
+    MemoryFlows,
     /// [`TargetEffect::Persist`] failed; what follows it has not been done.
     NotPersisted(String),
     /// An effect or QEMU failed; the guest has not run.
@@ -106,6 +131,8 @@ pub enum TargetEffect {
     Drop,
     /// End the copy, which has run, and keep its disk aside.
     Shelve,
+    /// End the guest, for this reason: its memory can't come any more. The VM stays.
+    End(String),
     /// Tell the operator.
     Tell(Notice),
 }
@@ -151,6 +178,7 @@ impl Target {
             go: None,
             post_copy: false,
             may_have_run: false,
+            memory: Memory::Whole,
             arrival: Arrival::default(),
             why: String::new(),
             timers: Timers::default(),
@@ -165,8 +193,8 @@ impl Target {
 
     /// When [`TargetInput::Timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let Timers { lost, ask, doubt } = self.timers;
-        [lost, ask, doubt].into_iter().flatten().min()
+        let Timers { lost, ask, doubt, starving } = self.timers;
+        [lost, ask, doubt, starving].into_iter().flatten().min()
     }
 
     /// Whether nothing is left to do.
@@ -174,9 +202,17 @@ impl Target {
         self.state == State::Done && self.effects.is_empty()
     }
 
+    /// Whether an operator may say what became of the source, with this verdict.
+    pub const fn is_resolvable(&self, verdict: Verdict) -> bool {
+        match verdict {
+            Verdict::Here => matches!(self.state, State::Holding),
+            Verdict::There => self.is_waiting(),
+        }
+    }
+
     /// Whether the VM may run on this host.
     pub const fn is_ours(&self) -> bool {
-        matches!(self.state, State::Taking | State::Running)
+        matches!(self.state, State::Taking | State::Running | State::Emptying)
     }
 
     /// Takes an input.
@@ -196,10 +232,9 @@ impl Target {
                 self.post_copy = post_copy;
                 self.send(ToSource::Ready { id: self.id, post_copy });
             }
-            TargetInput::Loaded if self.state == State::Receiving => match self.go {
-                Some(_) => self.take(),
-                None => self.hold(now),
-            },
+            TargetInput::Loaded { is_whole } => self.on_loaded(now, is_whole),
+            TargetInput::MemoryCut => self.on_cut(now),
+            TargetInput::MemoryFlows => self.on_flow(Memory::Fetched),
             TargetInput::NotPersisted(why) => self.on_not_persisted(why),
             TargetInput::Broken(why) if self.is_waiting() => self.drop_copy(why),
             TargetInput::Ended => self.on_ended(now),
@@ -207,14 +242,13 @@ impl Target {
             TargetInput::NotResumed(why) if self.state == State::Taking => self.on_not_resumed(now, why),
             TargetInput::Opened if self.state == State::Taking => self.on_opened(now),
             TargetInput::Dropped => self.on_dropped(),
-            TargetInput::Resolve(Verdict::Here) if self.state == State::Holding => self.take(),
-            TargetInput::Resolve(Verdict::There) if self.is_waiting() => {
-                self.drop_copy("the operator says that it runs at the source".into());
-            }
+            TargetInput::Resolve(verdict) if self.is_resolvable(verdict) => match verdict {
+                Verdict::Here => self.take(),
+                Verdict::There => self.drop_copy("the operator says that it runs at the source".into()),
+            },
             TargetInput::Timeout => self.on_timeout(now),
             TargetInput::PeerLost
             | TargetInput::Prepared { .. }
-            | TargetInput::Loaded
             | TargetInput::Broken(_)
             | TargetInput::Resumed
             | TargetInput::NotResumed(_)
@@ -244,11 +278,7 @@ impl Target {
                 self.why = "the copy that ran here was ended by a verdict at the source".into();
                 self.effects.extend([TargetEffect::Shelve, TargetEffect::Tell(Notice::Shelved)]);
             }
-            (ToTarget::Finish { .. }, State::Running) => {
-                self.state = State::Done;
-                self.timers = Timers::default();
-                self.effects.push_back(TargetEffect::Forget);
-            }
+            (ToTarget::Finish { .. }, State::Running) => self.on_finish(),
             (ToTarget::Finish { .. }, _) if self.is_waiting() => {
                 self.drop_copy("the source knows nothing of it".into());
             }
@@ -257,9 +287,62 @@ impl Target {
         }
     }
 
+    fn on_loaded(&mut self, now: Instant, is_whole: bool) {
+        self.on_flow(if is_whole { Memory::Whole } else { Memory::Fetched });
+        match (self.state, &self.go) {
+            (State::Receiving, Some(_)) => self.take(),
+            (State::Receiving, None) => self.hold(now),
+            (State::Emptying, _) if is_whole => self.end(),
+            _ => {}
+        }
+    }
+
+    fn on_cut(&mut self, now: Instant) {
+        if self.memory != Memory::Fetched {
+            return;
+        }
+        self.memory = Memory::Cut { is_told: false };
+        match self.state {
+            State::Running => self.timers.starving = Some(now + STARVING_TIME),
+            State::Emptying => self.end_starved(),
+            _ => {}
+        }
+    }
+
+    fn on_flow(&mut self, memory: Memory) {
+        self.timers.starving = None;
+        if self.memory == (Memory::Cut { is_told: true }) {
+            self.effects.push_back(TargetEffect::Tell(Notice::Fed));
+        }
+        self.memory = memory;
+    }
+
+    fn on_finish(&mut self) {
+        self.timers = Timers::default();
+        match self.memory {
+            Memory::Whole => self.end(),
+            Memory::Fetched => self.state = State::Emptying,
+            Memory::Cut { .. } => self.end_starved(),
+        }
+    }
+
+    /// The source has nothing of the memory left: the guest would hang for ever.
+    fn end_starved(&mut self) {
+        let why = "The rest of its memory is lost: its machine at the host that it came from has ended";
+        self.effects.push_back(TargetEffect::End(why.into()));
+        self.end();
+    }
+
+    /// Not before the memory is whole or the guest has ended: an agent that is started again sees to it too.
+    fn end(&mut self) {
+        self.state = State::Done;
+        self.timers = Timers::default();
+        self.effects.push_back(TargetEffect::Forget);
+    }
+
     fn hold(&mut self, now: Instant) {
         self.state = State::Holding;
-        self.timers = Timers { lost: None, ask: Some(now + ASK_TIME), doubt: Some(now + DOUBT_TIME) };
+        self.timers = Timers { ask: Some(now + ASK_TIME), doubt: Some(now + DOUBT_TIME), ..Timers::default() };
         self.send(ToSource::Ask { id: self.id });
     }
 
@@ -299,6 +382,11 @@ impl Target {
             self.drop_copy("the machine at the target ended".into());
         } else {
             self.arrival.has_ended = true;
+            self.memory = Memory::Whole;
+            self.timers.starving = None;
+            if self.state == State::Emptying {
+                self.end();
+            }
         }
     }
 
@@ -324,6 +412,7 @@ impl Target {
 
     fn run(&mut self, now: Instant) {
         self.state = State::Running;
+        self.timers.starving = matches!(self.memory, Memory::Cut { .. }).then(|| now + STARVING_TIME);
         self.tell_taken(now);
         self.effects.extend([TargetEffect::Adopt, TargetEffect::Tell(Notice::Step(Step::Resume))]);
     }
@@ -374,6 +463,10 @@ impl Target {
         }
         if due(&mut self.timers.doubt) && self.state == State::Holding {
             self.effects.push_back(TargetEffect::Tell(Notice::InDoubt));
+        }
+        if due(&mut self.timers.starving) && self.memory == (Memory::Cut { is_told: false }) {
+            self.memory = Memory::Cut { is_told: true };
+            self.effects.push_back(TargetEffect::Tell(Notice::Starving));
         }
         if due(&mut self.timers.ask) {
             self.ask(now);

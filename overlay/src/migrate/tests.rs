@@ -5,6 +5,7 @@ use crate::time::Instant;
 
 const ID: MigrationId = MigrationId([1; 16]);
 const NOW: Instant = Instant(1_000_000);
+const LOADED: TargetInput = TargetInput::Loaded { is_whole: true };
 
 fn source(inputs: &[SourceInput]) -> Source {
     let offer = Offer { id: ID, vm: VmId([2; 16]), definition: vec![], has_disk: false, post_copy: PostCopy::Never };
@@ -139,11 +140,11 @@ fn a_guest_whose_memory_is_fetched_stays_paused() {
 #[test]
 fn a_target_runs_only_with_everything_and_the_permission() {
     let prepared = TargetInput::Prepared { post_copy: false };
-    let (machine, effects) = target(&[prepared.clone(), TargetInput::Loaded]);
+    let (machine, effects) = target(&[prepared.clone(), LOADED]);
     assert!(!machine.is_ours() && effects == [TargetEffect::Send(ToSource::Ask { id: ID })]);
     let (machine, effects) = target(&[prepared.clone(), go()]);
     assert!(!machine.is_ours() && effects.is_empty());
-    for order in [[go(), TargetInput::Loaded], [TargetInput::Loaded, go()]] {
+    for order in [[go(), LOADED], [LOADED, go()]] {
         let (machine, effects) = target(&[vec![prepared.clone()], order.to_vec()].concat());
         assert!(machine.is_ours());
         let claim = TargetEffect::Claim(vec![]);
@@ -179,4 +180,109 @@ fn a_restart_goes_on_from_what_is_on_the_disk() {
 fn records_come_back() {
     let record = Record { id: ID, vm: VmId([2; 16]), peer: HostId([3; 32]), phase: Phase::Given };
     assert_eq!(Record::decode(&record.encode()), Ok(record));
+}
+
+fn fetching() -> Source {
+    let offer = Offer { id: ID, vm: VmId([2; 16]), definition: vec![], has_disk: false, post_copy: PostCopy::Now };
+    let mut source = Source::new(NOW, offer);
+    for input in [
+        SourceInput::Said(ToSource::Ready { id: ID, post_copy: true }),
+        SourceInput::Stopped,
+        SourceInput::Paused,
+        SourceInput::PostCopyBegun,
+        taken(false),
+    ] {
+        source.handle(NOW, input);
+    }
+    while source.poll_effect().is_some() {}
+    source
+}
+
+fn taken(has_ended: bool) -> SourceInput {
+    SourceInput::Said(ToSource::Taken { id: ID, arrival: Arrival { has_ended, ..Arrival::default() } })
+}
+
+#[test]
+fn a_source_whose_memory_is_fetched_asks_for_a_verdict_when_the_target_is_silent() {
+    let mut source = fetching();
+    source.handle(NOW, SourceInput::Resolve(Verdict::Here));
+    assert_eq!(effects(&mut source), [], "nobody doubts that the target has it");
+    let later = NOW + DOUBT_TIME / 2;
+    source.handle(later, taken(false));
+    source.handle(NOW + DOUBT_TIME, SourceInput::Timeout);
+    assert_eq!(effects(&mut source), [], "it has just spoken");
+    let due = later + DOUBT_TIME;
+    assert_eq!(source.poll_timeout(), Some(due));
+    source.handle(due, SourceInput::Timeout);
+    assert_eq!(effects(&mut source), [SourceEffect::Tell(Notice::Severed)]);
+    let mut heard = source.clone();
+    heard.handle(due, taken(false));
+    assert_eq!(effects(&mut heard), [SourceEffect::Tell(Notice::Answered)]);
+    let mut other = source.clone();
+    source.handle(due, SourceInput::Resolve(Verdict::Here));
+    let told = effects(&mut source);
+    assert!(
+        told.contains(&SourceEffect::TakeBack) && told.contains(&SourceEffect::Persist(Phase::Aborted)),
+        "{told:?}"
+    );
+    other.handle(due, SourceInput::Resolve(Verdict::There));
+    assert!(effects(&mut other).contains(&SourceEffect::Erase));
+}
+
+#[test]
+fn a_guest_whose_memory_was_lost_has_not_moved() {
+    let mut source = fetching();
+    source.handle(NOW, SourceInput::Ended);
+    assert_eq!(effects(&mut source), [], "the target may be gone, and this disk the last one");
+    let mut moved = fetching();
+    moved.handle(NOW, SourceInput::Sent);
+    let mut ended = fetching();
+    ended.handle(NOW, taken(true));
+    source.handle(NOW, taken(false));
+    let outcome = |source: &mut Source| match effects(source).pop() {
+        Some(SourceEffect::Done(outcome)) => outcome,
+        other => panic!("{other:?}"),
+    };
+    assert!(matches!(outcome(&mut source), Outcome::Ended(why) if why.contains("memory was lost")));
+    assert!(matches!(outcome(&mut ended), Outcome::Ended(why) if why.contains("there")));
+    assert!(matches!(outcome(&mut moved), Outcome::Moved(_)));
+}
+
+/// A guest that runs before all of its memory is there.
+fn running() -> Target {
+    let loaded = TargetInput::Loaded { is_whole: false };
+    let inputs = [TargetInput::Prepared { post_copy: true }, loaded, go(), TargetInput::Resumed, TargetInput::Opened];
+    target(&inputs).0
+}
+
+#[test]
+fn a_guest_that_hangs_for_memory_is_told_of_and_not_ended() {
+    let mut target = running();
+    target.handle(NOW, TargetInput::MemoryCut);
+    target.handle(NOW + STARVING_TIME, TargetInput::Timeout);
+    let told: Vec<_> = std::iter::from_fn(|| target.poll_effect()).collect();
+    assert!(told.contains(&TargetEffect::Tell(Notice::Starving)), "{told:?}");
+    target.handle(NOW + STARVING_TIME, TargetInput::MemoryFlows);
+    assert_eq!(target.poll_effect(), Some(TargetEffect::Tell(Notice::Fed)));
+    // A stream that is made again at once is nobody's business.
+    target.handle(NOW + STARVING_TIME, TargetInput::MemoryCut);
+    target.handle(NOW + STARVING_TIME, TargetInput::MemoryFlows);
+    assert_eq!(target.poll_effect(), None);
+}
+
+#[test]
+fn a_guest_is_ended_when_the_source_has_nothing_left_of_the_memory_that_it_lacks() {
+    let finish = || TargetInput::Said(ToTarget::Finish { id: ID });
+    let ends = |inputs: &[TargetInput]| {
+        let mut target = running();
+        inputs.iter().for_each(|input| target.handle(NOW, input.clone()));
+        let has_end = std::iter::from_fn(|| target.poll_effect()).any(|effect| matches!(effect, TargetEffect::End(_)));
+        (has_end, target.is_done())
+    };
+    assert_eq!(ends(&[TargetInput::MemoryCut, finish()]), (true, true));
+    assert_eq!(ends(&[finish(), TargetInput::MemoryCut]), (true, true));
+    assert_eq!(ends(&[finish()]), (false, false), "the last of it is on its way");
+    assert_eq!(ends(&[finish(), LOADED]), (false, true));
+    assert_eq!(ends(&[LOADED, finish()]), (false, true));
+    assert_eq!(ends(&[finish(), TargetInput::Ended]), (false, true));
 }

@@ -42,6 +42,10 @@ pub enum Violation {
     WrongClaim,
     /// A host remembers the migration for ever.
     NeverForgotten,
+    /// A guest hangs for memory that is gone, and the operator does not know.
+    Untold,
+    /// The operator was told that a guest moved of whose memory the target never had all.
+    FalseReport,
 }
 
 /// What a VM's process at the source does.
@@ -69,7 +73,10 @@ struct Qemu {
     is_sending: bool,
     /// Its agent has paused the guest: QEMU does not let it go on by itself.
     is_held: bool,
+    /// The target fetches memory, and has not got all of it.
     post_copy: bool,
+    /// What it fetches does not come.
+    is_cut: bool,
     /// Tells a process from another.
     life: u64,
 }
@@ -88,6 +95,8 @@ struct Machine {
     record: Option<Phase>,
     fails_write: bool,
     in_doubt: bool,
+    /// The operator knows that the guest hangs.
+    is_starving: bool,
 }
 
 /// Memory on its way.
@@ -117,6 +126,10 @@ pub struct Lab {
     claimed_by: Side,
     /// The guest died with its host or its process.
     is_crashed: bool,
+    /// All of the memory was at the target once.
+    was_whole: bool,
+    /// Whoever asked for the migration hears how it ends: the agent that they asked still lives.
+    is_awaited: bool,
     has_disk: bool,
     wants_post_copy: bool,
     lives: u64,
@@ -131,7 +144,14 @@ pub struct Lab {
 
 impl Qemu {
     const fn new(guest: Guest, life: u64) -> Self {
-        Self { guest, memory: 0, is_mirroring: false, is_sending: false, is_held: false, post_copy: false, life }
+        let (is_mirroring, is_sending, is_held) = (false, false, false);
+        Self { guest, memory: 0, is_mirroring, is_sending, is_held, post_copy: false, is_cut: false, life }
+    }
+}
+
+impl Machine {
+    fn fetches(&self) -> bool {
+        self.qemu.as_ref().is_some_and(|qemu| qemu.post_copy && !qemu.is_cut)
     }
 }
 
@@ -157,6 +177,8 @@ impl Lab {
             written: 0,
             claimed_by: Side::Source,
             is_crashed: false,
+            was_whole: false,
+            is_awaited: true,
             has_disk,
             wants_post_copy: post_copy == PostCopy::Auto,
             lives: 1,
@@ -200,7 +222,7 @@ impl Lab {
         let target = self.target_agent.is_none() && self.target.record.is_none();
         let is_settled = |record| match record {
             Some(Phase::Trying | Phase::Aborted) => self.runs(Side::Source) || self.is_crashed,
-            Some(Phase::Taken) => self.target.is_adopted,
+            Some(Phase::Taken) => self.target.is_adopted && (!self.is_cut() || self.target.is_starving),
             _ => false,
         };
         match (self.source.is_buried, self.target.is_buried) {
@@ -221,6 +243,11 @@ impl Lab {
 
     fn runs(&self, side: Side) -> bool {
         self.machine(side).qemu.as_ref().is_some_and(|qemu| qemu.guest == Guest::Runs)
+    }
+
+    /// Whether the guest at the target hangs for memory.
+    fn is_cut(&self) -> bool {
+        self.target.qemu.as_ref().is_some_and(|qemu| qemu.is_cut)
     }
 
     const fn machine(&self, side: Side) -> &Machine {
@@ -319,7 +346,7 @@ impl Lab {
 
     fn guests_write(&mut self) {
         for side in [Side::Source, Side::Target] {
-            if self.runs(side) {
+            if self.runs(side) && !(side == Side::Target && self.is_cut()) {
                 self.written += 1;
                 let written = self.written;
                 let has_disk = self.has_disk;
@@ -364,6 +391,9 @@ impl Lab {
             self.target_knows = true;
             self.tell_target(TargetInput::PeerFound);
         }
+        if self.is_connected {
+            self.memory_flows();
+        }
     }
 
     /// An operator who was asked, and knows that the other host is gone for good.
@@ -397,6 +427,7 @@ impl Lab {
             let is_whole = self.target.qemu.as_ref().is_some_and(|qemu| qemu.guest != Guest::Incoming);
             self.target_agent = self.target.record.and_then(|phase| Target::restore(self.now, ID, phase, is_whole));
             self.note(|| "target's agent is back".into());
+            self.tell_of_memory();
         }
     }
 
@@ -425,6 +456,9 @@ impl Lab {
             return self.fail(Violation::NeverForgotten);
         }
         let runners = usize::from(self.runs(Side::Source)) + usize::from(self.runs(Side::Target));
+        if self.is_cut() && self.runs(Side::Target) && !(self.target.is_starving && self.source.is_buried) {
+            return self.fail(Violation::Untold);
+        }
         // A host that is gone for good with the one copy that was whole says enough.
         let is_buried_with = self.source.is_buried && self.target.qemu.is_none();
         if runners == 0 && !self.is_crashed && !is_buried_with {

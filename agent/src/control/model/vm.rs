@@ -52,6 +52,9 @@ pub struct VmDetails {
     pub restart: bool,
     /// Why it crashed, if it did.
     pub crash: Option<String>,
+    /// What it waits for, if it can't go on and that is known.
+    #[serde(default)]
+    pub trouble: Option<String>,
     /// Its process on its host.
     pub pid: Option<u32>,
     /// Processor time that it has used since its start.

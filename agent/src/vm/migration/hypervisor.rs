@@ -245,9 +245,14 @@ pub(super) async fn unpause(qmp: &Qmp) -> Result<bool, QmpError> {
     }
 }
 
-/// Ends what runs of a migration at the source, and lets the guest run.
+/// Ends what runs of a migration at the source, and lets the guest run. QEMU refuses that once memory is fetched: it
+/// waits for the target for ever.
 pub(super) async fn take_back(live: &Live) -> Result<(), QmpError> {
     let qmp = &live.qmp;
+    if status(qmp).await?.starts_with("postcopy") {
+        let (command, reason) = ("migrate_cancel".into(), "some of the memory is at the target".into());
+        return Err(QmpError::Refused { command, reason });
+    }
     qmp.run("migrate_cancel").await?;
     let deadline = tokio::time::Instant::now() + CANCEL_TIME_MAX;
     while is_under_way(&status(qmp).await?) && tokio::time::Instant::now() < deadline {
@@ -367,21 +372,27 @@ pub(super) async fn await_arrival(qmp: &Qmp, files: &Files, has_disk: bool, post
     Ok(post_copy)
 }
 
-/// Closes what disk and memory came in by.
-pub(super) async fn close_arrival(qmp: &Qmp, files: &Files) {
+/// Closes what the disk came in by.
+pub(super) async fn close_arrival(qmp: &Qmp) {
     // Without a disk there is no server.
     qmp.run_with("block-export-del", json!({"id": "move0", "mode": "hard"})).await.ok();
     qmp.run("nbd-server-stop").await.ok();
+}
+
+/// Removes the sockets by which disk and memory came in. QEMU makes another one if the memory's stream breaks.
+pub(super) fn forget_sockets(files: &Files) {
     for socket in [files.memory_socket(), files.mirror_socket()] {
         std::fs::remove_file(socket).ok();
     }
 }
 
-/// Whether a QEMU that waited has all that its guest needs.
-pub(super) async fn is_whole(qmp: &Qmp) -> bool {
-    let running = qmp.run("query-status").await.ok();
-    let state = running.as_ref().and_then(|status| status["status"].as_str());
-    !matches!(state, None | Some("inmigrate" | "prelaunch"))
+/// Whether a QEMU that waited has all that its guest needs. One that may run it and does not answer waits for a page.
+pub(super) async fn is_whole(qmp: &Qmp, may_run: bool) -> bool {
+    match qmp.run("query-status").await {
+        Ok(status) => !matches!(status["status"].as_str(), None | Some("inmigrate" | "prelaunch")),
+        Err(QmpError::Timeout) => may_run,
+        Err(_) => false,
+    }
 }
 
 /// What an event of the target's QEMU means.
@@ -391,15 +402,24 @@ pub(super) fn target_news(news: &News) -> Option<TargetInput> {
         News::Said(event, _) => event,
     };
     match (event.event.as_str(), event.data["status"].as_str()) {
-        ("MIGRATION", Some("completed" | "postcopy-active")) => Some(TargetInput::Loaded),
+        ("MIGRATION", Some("completed")) => Some(TargetInput::Loaded { is_whole: true }),
+        ("MIGRATION", Some("postcopy-active")) => Some(TargetInput::Loaded { is_whole: false }),
+        ("MIGRATION", Some("postcopy-recover")) => Some(TargetInput::MemoryFlows),
+        ("MIGRATION", Some("postcopy-paused")) => Some(TargetInput::MemoryCut),
         ("MIGRATION", Some("failed")) => Some(TargetInput::Broken("QEMU could not take the memory".into())),
         _ => None,
     }
 }
 
-/// Whether a guest runs before all of its memory is here.
-pub(super) fn is_post_copy(news: &News) -> bool {
-    matches!(news, News::Said(event, _) if event.event == "MIGRATION" && event.data["status"] == "postcopy-active")
+/// What an agent that was started again finds at a target whose guest may still fetch memory.
+pub(super) async fn rest_of_memory(qmp: &Qmp) -> Vec<TargetInput> {
+    let fetched = TargetInput::Loaded { is_whole: false };
+    match status(qmp).await.as_deref() {
+        Ok("postcopy-active" | "postcopy-recover") => vec![fetched],
+        // One that does not answer waits for a page in its main loop.
+        Ok("postcopy-paused") | Err(QmpError::Timeout) => vec![fetched, TargetInput::MemoryCut],
+        Ok(_) | Err(_) => Vec::new(),
+    }
 }
 
 #[cfg(test)]

@@ -7,68 +7,60 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::{broadcast, mpsc};
-use virtuoso_overlay::migrate::MigrationId;
 
-/// How often is looked whether the source still has it, while nothing comes.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a guest may take to begin, as far as only a host that is gone can hold it up: after that it counts as one
+/// that runs, and hangs.
+const BEGIN_TIME_MAX: Duration = Duration::from_secs(30);
 
-/// Waits until a guest that was told to go on does so; false if its QEMU ends before. It needs some of the memory for
-/// its devices first.
-pub(super) async fn await_begin(live: &Live, events: &mut broadcast::Receiver<Event>) -> bool {
-    let mut ended = live.clone();
+/// Waits until a guest that was told to go on does so; an error if its QEMU ends before. It needs some of the memory
+/// for its devices first.
+pub(super) async fn await_begin(mut live: Live, mut events: broadcast::Receiver<Event>) -> Result<(), String> {
+    let deadline = tokio::time::Instant::now() + BEGIN_TIME_MAX;
     loop {
         tokio::select! {
-            event = next(events) => match event {
-                Some(event) if event.event == "RESUME" => return true,
+            event = next(&mut events) => match event {
+                Some(event) if event.event == "RESUME" => return Ok(()),
                 Some(_) => {}
-                None => return false,
+                None => break,
             },
-            () = ended.wait_ended() => break,
+            () = live.wait_ended() => break,
+            () = tokio::time::sleep_until(deadline) => return Ok(()),
         }
     }
     // All that it has said is there.
     loop {
         match events.try_recv() {
-            Ok(event) if event.event == "RESUME" => return true,
+            Ok(event) if event.event == "RESUME" => return Ok(()),
             Ok(_) | Err(TryRecvError::Lagged(_)) => {}
-            Err(TryRecvError::Empty | TryRecvError::Closed) => return false,
+            Err(TryRecvError::Empty | TryRecvError::Closed) => {
+                return Err("the line broke before the guest could run".into());
+            }
         }
     }
 }
 
-/// Ends a guest whose memory can't come any more, because the source has nothing of it left: it would hang for ever.
-/// Until then a stream that broke may be followed by another one. The migration's task hears of an end by `news`.
-pub(super) fn follow(shared: &Arc<Shared>, id: MigrationId, machine: Arc<Machine>, news: mpsc::Sender<News>) {
+/// Has the task of a migration hear what becomes of the memory, and of the guest, until all of it is there: the VM is
+/// this host's own by now, and its process is nobody else's business.
+pub(super) fn follow(shared: &Arc<Shared>, machine: &Machine, news: mpsc::Sender<News>) {
     let Some(live) = machine.live() else { return };
-    let mut ended = live.clone();
-    let (shared, mut events) = (shared.clone(), live.events.subscribe());
+    let (shared, mut ended, mut events) = (shared.clone(), live.clone(), live.events.subscribe());
     tokio::spawn(async move {
-        let mut looks = tokio::time::interval(LOOK_INTERVAL);
-        let mut is_broken = false;
         loop {
-            tokio::select! {
-                event = next(&mut events) => match event.as_ref().and_then(status) {
-                    Some("postcopy-paused") => is_broken = true,
-                    Some("postcopy-active" | "postcopy-recover") => is_broken = false,
-                    Some("completed") => return,
-                    _ if event.is_none() => return,
-                    _ => {}
+            let told = tokio::select! {
+                event = next(&mut events) => match event {
+                    Some(event) => News::Said(event, shared.vms.now()),
+                    None => News::Ended,
                 },
-                () = ended.wait_ended() => {
-                    // The migration may be done.
-                    news.send(News::Ended).await.ok();
-                    return;
-                }
-                _ = looks.tick(), if is_broken => {
-                    if !shared.sessions().contains_key(&id) {
-                        tracing::warn!(
-                            vm = %machine.spec().name,
-                            "The rest of a VM's memory is lost: its QEMU at the host that it came from has ended. It can \
-                             only be started anew"
-                        );
-                        return live.process.kill();
-                    }
-                }
+                () = ended.wait_ended() => News::Ended,
+            };
+            let is_last = match &told {
+                News::Said(event, _) if event.event != "MIGRATION" => continue,
+                News::Said(event, _) => event.data["status"] == "completed",
+                News::Ended => true,
+            };
+            // The migration may be done.
+            if news.send(told).await.is_err() || is_last {
+                return;
             }
         }
     });
@@ -83,8 +75,4 @@ async fn next(events: &mut broadcast::Receiver<Event>) -> Option<Event> {
             Err(RecvError::Closed) => return None,
         }
     }
-}
-
-fn status(event: &Event) -> Option<&str> {
-    event.data["status"].as_str().filter(|_| event.event == "MIGRATION")
 }

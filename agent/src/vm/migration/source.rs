@@ -2,12 +2,12 @@
 
 mod switch_over;
 
-use super::super::machine::{Live, Machine, News};
+use super::super::machine::{Live, Machine, News, Trouble};
 use super::definition::Definition;
 use super::hypervisor::{self, Changes, Figures, SourceNews, Terms};
 use super::line::{self, Bridge, Line, Patience, Purpose};
 use super::report::{Counts, Times, milliseconds, sum};
-use super::{Inbox, MigrateOptions, Shared};
+use super::{Failure, Inbox, MigrateOptions, Shared};
 use crate::control::model::{MigrationProgress, MigrationReport};
 use crate::control::problem::{ApiError, ErrorCode};
 use crate::core::{Seat, vm_error};
@@ -41,7 +41,7 @@ const COUNT_TIME_MAX: Duration = Duration::from_secs(2);
 const NEWS_MAX: usize = 256;
 
 /// Who waits for the result.
-type Done = oneshot::Sender<Result<MigrationReport, String>>;
+type Done = oneshot::Sender<Result<MigrationReport, Failure>>;
 
 struct Task {
     shared: Arc<Shared>,
@@ -90,7 +90,7 @@ pub(super) async fn begin(
     name: &Name,
     options: MigrateOptions,
     progress: watch::Sender<MigrationProgress>,
-) -> Result<oneshot::Receiver<Result<MigrationReport, String>>, ApiError> {
+) -> Result<oneshot::Receiver<Result<MigrationReport, Failure>>, ApiError> {
     let begun = shared.vms.now();
     let unreachable = |error: anyhow::Error| ApiError::new(ErrorCode::Unavailable, format!("{error:#}"));
     let stream = line::open(&shared.streams, options.to, Purpose::FromSource, id).await.map_err(unreachable)?;
@@ -196,7 +196,7 @@ impl Task {
             if self.state.is_done() {
                 break;
             }
-            let timer = self.shared.vms.parts.clock.deadline(self.state.poll_timeout().unwrap_or_else(far));
+            let timer = self.shared.vms.parts.clock.deadline(self.state.poll_timeout().unwrap_or_else(super::far));
             let (is_dialling, dial_at) =
                 (self.dial_at.is_some(), self.dial_at.unwrap_or_else(tokio::time::Instant::now));
             tokio::select! {
@@ -248,8 +248,14 @@ impl Task {
             Inbox::Cancel(reply) => {
                 reply.send(Err("the target has it already, or it stays anyway")).ok();
             }
-            Inbox::Resolve(verdict) => self.hear(SourceInput::Resolve(verdict)),
-            Inbox::Lost(_) | Inbox::Prepared(_) => {}
+            Inbox::Resolve(verdict, reply) if self.state.is_resolvable() => {
+                self.hear(SourceInput::Resolve(verdict));
+                reply.send(Ok(())).ok();
+            }
+            Inbox::Resolve(_, reply) => {
+                reply.send(Err("the other host is known to have the VM, or not to have it")).ok();
+            }
+            Inbox::Lost(_) | Inbox::Prepared(_) | Inbox::Begun(_) => {}
         }
     }
 
@@ -492,26 +498,52 @@ impl Task {
                 let phase = step.name().to_owned();
                 self.shared.vms.tell(EventKind::VmMigrating { vm, name, to, phase });
             }
-            Notice::InDoubt | Notice::Shelved => {
-                tracing::warn!(
-                    vm = name,
-                    "The host that the VM went to does not answer, and nobody knows whether it runs there. If that \
-                     host is gone for good: virtuoso vm migrate {name} --resolve here"
-                );
-                self.shared.vms.tell(EventKind::VmInDoubt { vm, name, host: to });
+            Notice::InDoubt => self.ask_for_verdict(
+                "The host that the VM went to does not answer, and nobody knows whether it runs there. If that host is \
+                 gone for good, it can go on here",
+            ),
+            Notice::Severed => self.ask_for_verdict(
+                "The host that the VM runs on does not answer, before it has all of the VM's memory. If that host is \
+                 gone for good, the VM can begin anew here from its disk, as that was when it left",
+            ),
+            Notice::Answered => {
+                tracing::info!(vm = name, "The host that the VM runs on answers again");
+                self.machine.set_trouble(None);
             }
+            Notice::Starving | Notice::Fed | Notice::Shelved => {}
         }
+    }
+
+    fn ask_for_verdict(&self, what: &str) {
+        let spec = self.machine.spec();
+        let (vm, name, host) = (spec.id, spec.name.to_string(), Text(self.peer));
+        let reason = format!("{what}: virtuoso vm migrate {name} --resolve here");
+        tracing::warn!(vm = name, "{reason}");
+        self.machine.set_trouble(Some(Trouble::Verdict(reason)));
+        self.shared.vms.tell(EventKind::VmInDoubt { vm, name, host });
     }
 
     fn on_done(&mut self, outcome: Outcome) {
         let spec = self.machine.spec();
-        if let Outcome::Stayed(why) = &outcome {
-            tracing::info!(vm = %spec.name, "A VM stays: {why}");
-            let (vm, name, reason) = (spec.id, spec.name.to_string(), why.clone());
-            self.shared.vms.tell(EventKind::VmStayed { vm, name, reason: reason.clone() });
-            if let Some(done) = self.done.take() {
-                done.send(Err(reason)).ok();
+        let (vm, name) = (spec.id, spec.name.to_string());
+        let failure = match &outcome {
+            Outcome::Moved(_) => None,
+            Outcome::Stayed(why) => {
+                tracing::info!(vm = name, "A VM stays: {why}");
+                self.shared.vms.tell(EventKind::VmStayed { vm, name, reason: why.clone() });
+                Some(Failure::Stayed(why.clone()))
             }
+            Outcome::Ended(why) => {
+                tracing::warn!(vm = name, to = %self.peer, "A VM has ended on its way: {why}");
+                let host = Text(self.peer);
+                self.shared.vms.tell(EventKind::VmEnded { vm, name, host, reason: why.clone() });
+                Some(Failure::Ended(why.clone()))
+            }
+        };
+        if let Some(failure) = failure
+            && let Some(done) = self.done.take()
+        {
+            done.send(Err(failure)).ok();
         }
         self.outcome = Some(outcome);
     }
@@ -562,9 +594,4 @@ async fn settled(behind: &mut Option<Behind>) -> io::Result<()> {
         Some(behind) => behind.settled().await,
         None => Ok(()),
     }
-}
-
-/// A time that does not come.
-pub(super) fn far() -> virtuoso_overlay::time::Instant {
-    virtuoso_overlay::time::Instant(u64::MAX / 2)
 }

@@ -81,15 +81,21 @@ pub(super) fn restore(shared: &Arc<Shared>, record: Record) {
     tokio::spawn(async move {
         let machine = shared.vms.machine_or_copy(vm);
         let is_whole = match machine.as_ref().and_then(|machine| machine.live()) {
-            Some(live) => hypervisor::is_whole(&live.qmp).await,
+            Some(live) => hypervisor::is_whole(&live.qmp, phase == Phase::Taken).await,
             None => false,
         };
         let Some(state) = Target::restore(shared.vms.now(), id, phase, is_whole) else { return };
         let mut task = Task::new(shared, id, vm, peer, state);
-        if let Some(machine) = &machine
-            && phase == Phase::Preparing
-        {
-            machine.set_mover(Some(task.news_sender.clone()));
+        if let Some(machine) = &machine {
+            if phase == Phase::Preparing {
+                machine.set_mover(Some(task.news_sender.clone()));
+            }
+            if let Some(live) = machine.live() {
+                for input in hypervisor::rest_of_memory(&live.qmp).await {
+                    task.is_fetching = true;
+                    task.hear(input);
+                }
+            }
         }
         task.machine = machine;
         task.dial_at = Some(tokio::time::Instant::now());
@@ -134,15 +140,15 @@ impl Task {
             if self.state.is_done() {
                 break;
             }
-            let due = self.state.poll_timeout().unwrap_or_else(super::source::far);
+            let due = self.state.poll_timeout().unwrap_or_else(super::far);
             let timer = self.shared.vms.parts.clock.deadline(due);
             let (is_dialling, dial_at) =
                 (self.dial_at.is_some(), self.dial_at.unwrap_or_else(tokio::time::Instant::now));
             tokio::select! {
                 Some(told) = self.inbox.recv() => self.on_inbox(told).await,
                 Some(news) = self.news.recv() => {
-                    self.is_fetching |= hypervisor::is_post_copy(&news);
                     if let Some(input) = hypervisor::target_news(&news) {
+                        self.is_fetching |= input == TargetInput::Loaded { is_whole: false };
                         self.hear(input);
                     }
                 }
@@ -189,7 +195,15 @@ impl Task {
                 self.is_preparing = false;
                 self.hear(TargetInput::Broken(format!("{error:#}")));
             }
-            Inbox::Resolve(verdict) => self.hear(TargetInput::Resolve(verdict)),
+            Inbox::Begun(Ok(())) => self.hear(TargetInput::Resumed),
+            Inbox::Begun(Err(why)) => self.hear(TargetInput::NotResumed(why)),
+            Inbox::Resolve(verdict, reply) if self.state.is_resolvable(verdict) => {
+                self.hear(TargetInput::Resolve(verdict));
+                reply.send(Ok(())).ok();
+            }
+            Inbox::Resolve(_, reply) => {
+                reply.send(Err("the copy here runs, or has not got all that it needs")).ok();
+            }
             Inbox::Cancel(reply) => {
                 reply.send(Err("ask the host that the VM comes from")).ok();
             }
@@ -261,7 +275,12 @@ impl Task {
                 }
                 self.hear(TargetInput::Dropped);
             }
-            TargetEffect::Tell(notice) => self.tell(&notice),
+            TargetEffect::End(why) => {
+                if let Some(live) = self.machine.as_ref().and_then(|machine| machine.live()) {
+                    live.end_for(why);
+                }
+            }
+            TargetEffect::Tell(notice) => self.tell(&notice).await,
         }
     }
 
@@ -341,21 +360,24 @@ impl Task {
         let Some(live) = self.machine.as_ref().and_then(|machine| machine.live()) else {
             return self.hear(TargetInput::NotResumed("the machine at the target ended".into()));
         };
-        let mut events = live.events.subscribe();
-        let begun = tokio::select! {
+        let (events, later) = (live.events.subscribe(), live.events.subscribe());
+        tokio::select! {
             biased;
             answer = live.qmp.run("cont") => match answer {
-                Err(QmpError::Refused { reason, .. }) => Err(reason),
-                Ok(_) if self.is_fetching && !rest_of_memory::await_begin(&live, &mut events).await => {
-                    Err("the line broke before the guest could run".into())
+                Err(QmpError::Refused { reason, .. }) => self.hear(TargetInput::NotResumed(reason)),
+                // Not waited for here: should the stream break meanwhile, somebody has to make another one.
+                Ok(_) if self.is_fetching => {
+                    let (inbox, live) = (self.sender.clone(), live.clone());
+                    tokio::spawn(async move {
+                        inbox.send(Inbox::Begun(rest_of_memory::await_begin(live, later).await)).await.ok();
+                    });
                 }
                 // Without an answer it may have run.
-                Ok(_) | Err(_) => Ok(()),
+                Ok(_) | Err(_) => self.hear(TargetInput::Resumed),
             },
             // It says so before it answers, for which it needs a processor besides the guest.
-            true = rest_of_memory::await_begin(&live, &mut events) => Ok(()),
-        };
-        self.hear(begun.map_or_else(TargetInput::NotResumed, |()| TargetInput::Resumed));
+            Ok(()) = rest_of_memory::await_begin(live.clone(), events) => self.hear(TargetInput::Resumed),
+        }
     }
 
     async fn open_ports(&mut self) {
@@ -388,16 +410,19 @@ impl Task {
         }
         self.end_expectation(machine).await;
         if self.is_fetching {
-            rest_of_memory::follow(&self.shared, self.id, machine.clone(), self.news_sender.clone());
+            rest_of_memory::follow(&self.shared, machine, self.news_sender.clone());
         }
         self.shared.vms.adopt_copy(machine).await;
         if let Some(live) = machine.live() {
-            hypervisor::close_arrival(&live.qmp, &machine.files).await;
+            hypervisor::forget_sockets(&machine.files);
+            // It answers only when it needs no memory itself.
+            tokio::spawn(async move { hypervisor::close_arrival(&live.qmp).await });
         }
     }
 
-    fn tell(&self, notice: &Notice) {
-        let Some(spec) = self.machine.as_ref().map(|machine| machine.spec()) else { return };
+    async fn tell(&self, notice: &Notice) {
+        let Some(machine) = &self.machine else { return };
+        let spec = machine.spec();
         let (vm, name) = (spec.id, spec.name.to_string());
         match notice {
             Notice::Step(step) => {
@@ -412,6 +437,18 @@ impl Task {
                 );
                 self.shared.vms.tell(EventKind::VmInDoubt { vm, name, host: Text(self.peer) });
             }
+            Notice::Starving => {
+                let reason = format!(
+                    "it needs memory that is still at the host it came from ({}), and nothing comes from there. It goes \
+                     on when that host is back. If it is gone for good, that memory is lost: virtuoso vm reset {name} \
+                     begins the VM anew from its disk",
+                    self.peer
+                );
+                self.shared.vms.starve(machine, Some(reason)).await;
+            }
+            Notice::Fed => self.shared.vms.starve(machine, None).await,
+            // It is the source's to tell.
+            Notice::Severed | Notice::Answered => {}
             Notice::Shelved => {
                 let reason = "The copy that ran here was ended by a verdict at the host it came from".into();
                 self.shared.vms.tell(EventKind::VmStayed { vm, name, reason });

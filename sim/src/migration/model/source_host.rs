@@ -1,7 +1,7 @@
 //! What the host does that has the VM: its agent, and QEMU as the agent wants it.
 
-use super::{Guest, Lab, Pipe, Side};
-use virtuoso_overlay::migrate::{Notice, SourceEffect, SourceInput, TargetInput};
+use super::{Guest, Lab, Pipe, Side, Violation};
+use virtuoso_overlay::migrate::{Notice, Outcome, SourceEffect, SourceInput, TargetInput};
 
 impl Lab {
     /// The next effect of the source's agent.
@@ -49,8 +49,11 @@ impl Lab {
                 self.source.qemu = None;
                 self.source.has_vm = false;
             }
-            SourceEffect::Tell(Notice::InDoubt) => {
+            SourceEffect::Tell(Notice::InDoubt | Notice::Severed) => {
                 self.source.in_doubt = true;
+            }
+            SourceEffect::Done(Outcome::Moved(_)) if self.is_awaited && !self.was_whole => {
+                self.fail(Violation::FalseReport);
             }
             SourceEffect::ClosePorts | SourceEffect::Tell(_) | SourceEffect::Done(_) => {}
         }
@@ -106,9 +109,14 @@ impl Lab {
         } else if qemu.is_sending && qemu.guest == Guest::Stopped {
             qemu.guest = Guest::Paused;
             self.tell_source(SourceInput::Paused);
-        } else if qemu.guest == Guest::PostCopy && self.target.qemu.is_some() && self.is_connected {
+        } else if qemu.guest == Guest::PostCopy && self.target.fetches() && self.is_connected {
             qemu.guest = Guest::Sent;
+            if let Some(qemu) = &mut self.target.qemu {
+                qemu.post_copy = false;
+            }
+            self.was_whole = true;
             self.tell_source(SourceInput::Sent);
+            self.tell_target(TargetInput::Loaded { is_whole: true });
         }
     }
 
@@ -144,7 +152,8 @@ impl Lab {
         qemu.memory = pipe.memory;
         qemu.post_copy = pipe.post_copy;
         qemu.guest = Guest::Paused;
-        self.tell_target(TargetInput::Loaded);
+        self.was_whole |= !pipe.post_copy;
+        self.tell_target(TargetInput::Loaded { is_whole: !pipe.post_copy });
     }
 
     pub(super) fn take_back(&mut self) {

@@ -42,7 +42,10 @@ impl Lab {
     pub(super) fn kill_agent(&mut self, side: Side) {
         self.break_streams();
         match side {
-            Side::Source => self.source_agent = None,
+            Side::Source => {
+                self.source_agent = None;
+                self.is_awaited = false;
+            }
             Side::Target => self.target_agent = None,
         }
         self.machine_mut(side).is_up = false;
@@ -59,7 +62,8 @@ impl Lab {
             Side::Target => self.target.is_adopted || self.target.record == Some(Phase::Taken),
         };
         let Some(qemu) = self.machine_mut(side).qemu.take() else { return };
-        self.is_crashed |= owned || qemu.guest == Guest::Runs;
+        // Of one that is fetched, some of the memory was nowhere else.
+        self.is_crashed |= owned || matches!(qemu.guest, Guest::Runs | Guest::PostCopy);
         self.pipe = None;
         if let Some(source) = &mut self.source.qemu {
             if source.guest == Guest::PostCopy && side == Side::Target {
@@ -72,6 +76,7 @@ impl Lab {
             Side::Source => {
                 self.tell_source(SourceInput::Ended);
                 self.stream_ends_at_target();
+                self.memory_is_cut();
             }
             Side::Target => {
                 self.tell_target(TargetInput::Ended);
@@ -92,6 +97,7 @@ impl Lab {
         }
         self.stream_ends_at_source();
         self.stream_ends_at_target();
+        self.memory_is_cut();
     }
 
     /// QEMU at the source notices that its streams are gone: the guest goes on here, unless all has been sent.

@@ -50,7 +50,40 @@ impl Lab {
             TargetEffect::Tell(Notice::InDoubt) => {
                 self.target.in_doubt = true;
             }
+            TargetEffect::End(_) => {
+                self.target.qemu = None;
+                self.is_crashed = true;
+            }
+            TargetEffect::Tell(Notice::Starving) => self.target.is_starving = true,
+            TargetEffect::Tell(Notice::Fed) => self.target.is_starving = false,
             TargetEffect::Tell(_) => {}
+        }
+    }
+
+    /// QEMU at the target gets no more of the memory that it fetches.
+    pub(super) fn memory_is_cut(&mut self) {
+        if let Some(qemu) = self.target.qemu.as_mut().filter(|qemu| qemu.post_copy && !qemu.is_cut) {
+            qemu.is_cut = true;
+            self.tell_target(TargetInput::MemoryCut);
+        }
+    }
+
+    /// Another stream was made, if the source still has it.
+    pub(super) fn memory_flows(&mut self) {
+        let is_there = self.source.qemu.as_ref().is_some_and(|qemu| qemu.guest == Guest::PostCopy);
+        if let Some(qemu) = self.target.qemu.as_mut().filter(|qemu| qemu.is_cut && is_there) {
+            qemu.is_cut = false;
+            self.tell_target(TargetInput::MemoryFlows);
+        }
+    }
+
+    /// What an agent that was started again finds.
+    pub(super) fn tell_of_memory(&mut self) {
+        let Some(qemu) = self.target.qemu.as_ref().filter(|qemu| qemu.post_copy) else { return };
+        let is_cut = qemu.is_cut;
+        self.tell_target(TargetInput::Loaded { is_whole: false });
+        if is_cut {
+            self.tell_target(TargetInput::MemoryCut);
         }
     }
 

@@ -7,8 +7,12 @@ use super::super::{
 use super::Task;
 use crate::core::Seat;
 use crate::netdev::Rest;
+use std::time::Duration;
 use virtuoso_overlay::claims::Claim;
 use virtuoso_overlay::migrate::{SWITCH_TIME_MAX, SourceInput};
+
+/// How long a process may take to end whose monitor is closed: the kernel takes its memory away first.
+const END_TIME_MAX: Duration = Duration::from_secs(10);
 
 impl Task {
     /// Holds what comes for the guest, and pauses it when it has got what was on its way to it.
@@ -138,10 +142,18 @@ impl Task {
         self.is_sending = false;
         self.is_settling = false;
         self.bridges.clear();
-        if let Some(live) = self.live() {
+        if let Some(mut live) = self.live()
+            && live.qmp.is_closed()
+        {
+            // It is ending: nothing of it can be used any more.
+            tokio::time::timeout(END_TIME_MAX, live.wait_ended()).await.ok();
+        }
+        if let Some(mut live) = self.live() {
             self.open_ports().await;
             if let Err(error) = hypervisor::take_back(&live).await {
                 tracing::warn!(vm = %self.machine.spec().name, "A VM that stays does not go on: {error}");
+                live.end();
+                live.wait_ended().await;
             }
         }
         self.shared.vms.end_move(&self.machine).await;
