@@ -8,7 +8,7 @@ use crate::name::Name;
 use crate::netdev::{Netdev, Rest};
 use crate::vm::{Nic, Spec, TotalUsage};
 use anyhow::Context;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use virtuoso_overlay::claims::Claim;
 use virtuoso_overlay::ids::{HostId, Mac, NetworkId, VmId};
 use virtuoso_overlay::names::Owner;
 use virtuoso_overlay::switch::{Assignment, PortId};
-use virtuoso_overlay::table::{Body, Key, VmRow, VmState};
+use virtuoso_overlay::table::{Body, Key, Standing, VmRow, VmState};
 use virtuoso_overlay::time::UnixTime;
 use virtuoso_overlay::vm::reservations::Share;
 
@@ -32,6 +32,8 @@ pub(super) struct Guests {
     pub(super) used: TotalUsage,
     /// Interfaces that are plugged in, by the name of the host's end.
     plugged: BTreeMap<String, Nic>,
+    /// VMs that have left, and whose row stays for a moment.
+    leaving: BTreeSet<VmId>,
 }
 
 /// Plugs VMs into networks.
@@ -325,6 +327,23 @@ impl Core {
         self.images.set_limit(lent);
     }
 
+    /// Keeps the row of a VM that has left, until [`Self::end_row`].
+    pub fn keep_row(&mut self, vm: VmId) {
+        self.guests.leaving.insert(vm);
+    }
+
+    /// Has no row any more of a VM that is not here.
+    pub fn end_row(&mut self, vm: VmId) {
+        self.guests.leaving.remove(&vm);
+        self.publish_vms();
+    }
+
+    /// Whether another host has a row of a VM.
+    pub fn is_told_elsewhere(&self, vm: VmId) -> bool {
+        let me = self.me();
+        self.vm_rows().any(|(host, row)| row.id == vm && host != me)
+    }
+
     /// Makes the rows of VMs say what there is.
     pub(super) fn publish_vms(&mut self) {
         let now = self.clock.now();
@@ -338,7 +357,8 @@ impl Core {
                 _ => None,
             })
             .collect();
-        for id in told.keys().filter(|id| !self.guests.vms.iter().any(|(spec, _)| spec.id.0 == **id)) {
+        let is_here = |id: &VmId| self.guests.vms.iter().any(|(spec, _)| spec.id.0 == *id);
+        for id in told.keys().filter(|id| !is_here(id) && !self.guests.leaving.contains(id)) {
             node.take_back(now, Key::Vm(*id));
         }
         for (spec, state) in &self.guests.vms {
@@ -362,11 +382,14 @@ impl Core {
 
     /// Who has the VM of this name, and the VM.
     pub(super) fn vm_named(&self, name: &str) -> Result<Option<(HostId, VmRow)>, ApiError> {
-        let node = self.node.as_ref().ok_or_else(not_a_member)?;
-        Ok(node.table().bodies().find_map(|(host, body)| match body {
-            Body::Vm(row) if row.name == name => Some((host, row.clone())),
-            _ => None,
-        }))
+        self.node.as_ref().ok_or_else(not_a_member)?;
+        let rows = self.vm_rows().filter(|(_, row)| row.name == name);
+        Ok(rows.min_by_key(|(host, row)| self.vm_rank(*host, row)).map(|(host, row)| (host, row.clone())))
+    }
+
+    /// Two hosts have a VM while its memory is fetched, and one of them may be gone: the smallest is whom to ask.
+    pub(super) fn vm_rank(&self, host: HostId, row: &VmRow) -> impl Ord + use<> {
+        (self.standing(host).0 != Standing::Alive, row.state == VmState::Migrating)
     }
 
     /// The host and the id of the VM of this name.
@@ -376,7 +399,8 @@ impl Core {
 
     /// The host of a VM, by the tables.
     pub(crate) fn host_of_vm(&self, vm: VmId) -> Option<HostId> {
-        self.vm_rows().find(|(_, row)| row.id == vm).map(|(host, _)| host)
+        let rows = self.vm_rows().filter(|(_, row)| row.id == vm);
+        rows.min_by_key(|(host, row)| self.vm_rank(*host, row)).map(|(host, _)| host)
     }
 
     /// The interface number `index` of a VM, with addresses that nobody is known to have.

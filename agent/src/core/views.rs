@@ -194,7 +194,7 @@ impl Core {
     }
 
     /// This host is there, and its row is always fresh.
-    fn standing(&self, host: HostId) -> (Standing, Duration) {
+    pub(super) fn standing(&self, host: HostId) -> (Standing, Duration) {
         let known = self.node.as_ref().and_then(|node| node.table().standing(host, self.clock.mono()));
         match known {
             Some((standing, age)) if host != self.me() => (standing, age),
@@ -287,17 +287,10 @@ impl Core {
     }
 
     pub(super) fn vms(&self) -> Vec<Vm> {
-        let Some(node) = &self.node else { return Vec::new() };
-        let mut vms: Vec<Vm> = node
-            .table()
-            .bodies()
-            .filter_map(|(host, body)| match body {
-                Body::Vm(row) => Some(self.vm_view(host, row)),
-                _ => None,
-            })
-            .collect();
-        vms.sort_by(|a, b| a.name.cmp(&b.name));
-        vms
+        let mut rows: Vec<_> = self.vm_rows().collect();
+        rows.sort_by_key(|(host, row)| (&row.name, row.id, self.vm_rank(*host, row)));
+        rows.dedup_by_key(|(_, row)| row.id);
+        rows.into_iter().map(|(host, row)| self.vm_view(host, row)).collect()
     }
 
     fn vm_view(&self, host: HostId, row: &VmRow) -> Vm {

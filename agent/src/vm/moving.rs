@@ -11,6 +11,7 @@ use super::spec::Spec;
 use super::store::Record;
 use super::supervisor::{clean_up, on_end};
 use super::vms::Vms;
+use crate::core::{Handle, Stopping};
 use crate::events::EventKind;
 use crate::name::Name;
 use anyhow::Context;
@@ -28,6 +29,10 @@ use virtuoso_overlay::vm::reservations::Reserved;
 const DEPARTURES_MAX: usize = 256;
 /// How long QEMU may take to say what its guest does: it takes milliseconds, unless it waits for memory itself.
 const LOOK_TIME_MAX: Duration = Duration::from_secs(1);
+/// How long the row of a VM that has left may stay while none comes from its new host.
+const ROW_TIME_MAX: Duration = Duration::from_secs(10);
+/// How much later than this host another one may hear of that row: nobody says when all have.
+const ROW_TIME_AFTER: Duration = Duration::from_secs(1);
 /// How long QEMU may take to reset a machine: it takes milliseconds.
 const RESET_TIME_MAX: Duration = Duration::from_secs(10);
 
@@ -45,6 +50,18 @@ pub(super) fn phase_of(moves: &[Move], vm: VmId) -> Option<Phase> {
     let phases = || moves.iter().filter(|moved| moved.vm == vm).map(|moved| moved.phase);
     // A copy that may not run comes before all others.
     phases().find(|phase| matches!(phase, Phase::Given | Phase::Preparing)).or_else(|| phases().next())
+}
+
+/// Tells of a VM that has left until its new host does: its name would else mean nothing in between.
+async fn end_row(core: &Handle, vm: VmId) -> Result<(), Stopping> {
+    let mut changes = core.call(|core| core.vm_changes()).await?;
+    let told = async {
+        while !core.call(move |core| core.is_told_elsewhere(vm)).await? && changes.changed().await.is_ok() {}
+        Ok::<_, Stopping>(())
+    };
+    tokio::time::timeout(ROW_TIME_MAX, told).await.unwrap_or(Ok(()))?;
+    tokio::time::sleep(ROW_TIME_AFTER).await;
+    core.call(move |core| core.end_row(vm)).await
 }
 
 /// Resets a machine that waits for its state, which is none of the guest's business. QEMU looks at a medium's size when
@@ -256,9 +273,14 @@ impl Vms {
 
     /// Removes a VM that has left.
     pub(super) async fn leave(&self, machine: &Arc<Machine>, to: HostId) {
+        let id = machine.spec().id.0;
         // First: those who watch it ask for it when its process has ended.
-        self.departures.note(machine.spec().id.0, to);
+        self.departures.note(id, to);
+        let core = self.parts.core.clone();
+        // Without a core the agent is stopping.
+        core.call(move |core| core.keep_row(id)).await.ok();
         self.erase(machine).await;
+        tokio::spawn(async move { end_row(&core, id).await.ok() });
     }
 
     /// The host that a VM of this host went to, if it is remembered.
