@@ -63,6 +63,20 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         tools: TravellingVm::TOOLS,
         run: source_dies,
     },
+    Scenario {
+        name: "migrate-host-gone",
+        about: "in post-copy one host of the two is gone for good: the operator hears what was lost, and has the VM again",
+        topology: LAN,
+        tools: TravellingVm::TOOLS,
+        run: host_gone,
+    },
+    Scenario {
+        name: "migrate-post-copy-agents",
+        about: "agents are killed while a guest fetches its memory: it goes on when they are back",
+        topology: LAN,
+        tools: TravellingVm::TOOLS,
+        run: post_copy_agents,
+    },
 ];
 
 fn refused(lab: &mut Lab) -> Result<()> {
@@ -186,6 +200,8 @@ fn post_copy(lab: &mut Lab) -> Result<()> {
 
 fn post_copy_cut(lab: &mut Lab) -> Result<()> {
     lab.expect_anywhere("unreachable");
+    lab.expect_anywhere(SEVERED);
+    lab.expect_anywhere(STARVING);
     lab.start_swarm()?;
     let vm = Witness::start(lab)?;
     vm.inside(lab, DIRTY)?;
@@ -202,19 +218,14 @@ fn post_copy_cut(lab: &mut Lab) -> Result<()> {
 
 fn source_dies(lab: &mut Lab) -> Result<()> {
     lab.expect_anywhere("A VM crashed");
-    lab.expect_anywhere("The rest of a VM's memory is lost");
+    lab.expect_anywhere("A VM has ended on its way");
     lab.start_swarm()?;
     let vm = Witness::start(lab)?;
     let written = vm.inside(lab, READ)?;
-    let kill_source = |lab: &Lab| -> Result<()> {
-        let machines = qemus_of(lab.host("alpha")?.state_dir())?;
-        ensure!(machines.len() == 1, "The source should have one machine: {machines:?}");
-        Ok(sys::kill(machines[0], libc::SIGKILL)?)
-    };
     for (phase, options) in [("disk", SLOWLY), ("memory", SLOWLY), ("switch-over", &[][..])] {
         let moving = Moving::start(lab, options)?;
         moving.await_phase(phase)?;
-        kill_source(lab)?;
+        kill_machine(lab, "alpha")?;
         if moving.end()?.is_ok() {
             // All of it was on its way already.
             ensure!(phase == "switch-over", "The move did not end when its source died in phase {phase}");
@@ -226,9 +237,81 @@ fn source_dies(lab: &mut Lab) -> Result<()> {
     }
     let moving = Moving::start(lab, &["--post-copy", "now", "--bandwidth", "4MiB"])?;
     moving.await_phase("resume")?;
-    kill_source(lab)?;
-    moving.end()?.ok();
+    kill_machine(lab, "alpha")?;
+    // It has left, and does not run: neither "moved" nor "stays" is true.
+    moving.expect_stay("does not run")?;
     vm.start_anew(lab, "beta", &written).context("The source's QEMU was killed in post-copy")
+}
+
+fn host_gone(lab: &mut Lab) -> Result<()> {
+    lab.expect_anywhere("unreachable");
+    lab.expect_anywhere(STARVING);
+    lab.expect_anywhere(SEVERED);
+    lab.expect_anywhere("A VM that stays does not go on");
+    lab.expect_anywhere("The copy that ran here is kept");
+    lab.expect_anywhere("A VM has ended on its way");
+    lab.expect_anywhere("A VM crashed");
+    lab.expect_anywhere("not a member of a swarm yet");
+    lab.start_swarm()?;
+    let vm = Witness::start(lab)?;
+    let written = vm.inside(lab, READ)?;
+    let slowly = ["--post-copy", "now", "--bandwidth", "4MiB"];
+
+    // The target, with what the guest did there: it begins anew at the source.
+    let moving = Moving::start(lab, &slowly)?;
+    moving.await_phase("resume")?;
+    bury(lab, "beta")?;
+    vm.await_trouble(lab, "alpha", "migrating", "--resolve here")?;
+    lab.host("alpha")?.verb(&["vm", "migrate", "one", "--resolve", "here"])?;
+    moving.expect_stay("gone")?;
+    wait::until_true("the VM to have crashed", SETTLE_TIME_MAX, || {
+        let vm = lab.host("alpha")?.json(&["vm", "show", "one"])?;
+        Ok((vm["state"] == "crashed", vm.to_string()))
+    })?;
+    lab.host("alpha")?.verb(&["vm", "start", "one"])?;
+    vm.begin_anew(lab, &written).context("The VM was taken back from a target that is gone")?;
+    // It was not: the copy that it had is put aside.
+    again(lab, "beta")?;
+    vm.expect_at(lab, "alpha").context("A target came back after a verdict")?;
+
+    // The source, with memory that was nowhere else: the guest hangs, and can begin anew from its disk.
+    let moving = Moving::start(lab, &slowly)?;
+    moving.await_phase("resume")?;
+    bury(lab, "alpha")?;
+    moving.end()?.ok();
+    vm.await_trouble(lab, "beta", "paused", "vm reset one")?;
+    lab.host("beta")?.verb(&["vm", "reset", "one"])?;
+    vm.begin_anew(lab, &written).context("The VM was reset when its source was gone")?;
+    again(lab, "alpha")?;
+    vm.expect_at(lab, "beta").context("A source came back whose VM was reset at the target")
+}
+
+fn post_copy_agents(lab: &mut Lab) -> Result<()> {
+    lab.expect_anywhere("not a member of a swarm yet");
+    lab.start_swarm()?;
+    let vm = Witness::start(lab)?;
+    for (from, to, victim) in [("alpha", "beta", "alpha"), ("beta", "alpha", "alpha")] {
+        let moving = Moving::between(lab, from, to, &["--post-copy", "now", "--bandwidth", "16MiB"])?;
+        moving.await_phase("resume")?;
+        lab.host_mut(victim)?.kill()?;
+        again(lab, victim)?;
+        moving.end()?.ok();
+        vm.expect_at(lab, to).with_context(|| format!("{victim}'s agent was killed in post-copy to {to}"))?;
+    }
+    Ok(())
+}
+
+/// The one machine of `host` is killed.
+fn kill_machine(lab: &Lab, host: &str) -> Result<()> {
+    let machines = qemus_of(lab.host(host)?.state_dir())?;
+    ensure!(machines.len() == 1, "{host} should have one machine: {machines:?}");
+    Ok(sys::kill(machines[0], libc::SIGKILL)?)
+}
+
+/// `host` is gone with all that ran there.
+fn bury(lab: &mut Lab, host: &str) -> Result<()> {
+    lab.host_mut(host)?.kill()?;
+    kill_machine(lab, host)
 }
 
 /// A VM whose guest goes on writing to its disk, and knows what must be there.
@@ -259,10 +342,25 @@ impl Witness {
             Ok((is_so, format!("{} on {}, {left:?}", vm["state"], vm["host_name"])))
         })?;
         lab.host("gamma")?.json(&["vm", "start", "one"])?;
+        self.begin_anew(lab, written)
+    }
+
+    /// It starts, with the disk that has the sum `written`.
+    fn begin_anew(&self, lab: &Lab, written: &str) -> Result<()> {
         lab.guest("user")?.await_reach(self.0.ip.into(), BOOT_TIME_MAX)?;
         let found = self.inside(lab, READ)?;
         ensure!(found == written, "The disk has changed: {found} instead of {written}");
         self.begin_to_write(lab)
+    }
+
+    /// `host` must say of the VM that it is in `state` and waits, in words that contain `part`.
+    fn await_trouble(&self, lab: &Lab, host: &str, state: &str, part: &str) -> Result<()> {
+        wait::until_true(format!("{host} to say {part:?} of the VM"), SETTLE_TIME_MAX, || {
+            let vm = lab.host(host)?.json(&["vm", "show", "one"])?;
+            let trouble = &vm["details"]["trouble"];
+            let is_told = trouble.as_str().is_some_and(|trouble| trouble.contains(part));
+            Ok((is_told && vm["state"] == state, format!("{} on {}, {trouble}", vm["state"], vm["host_name"])))
+        })
     }
 
     fn inside(&self, lab: &Lab, words: &str) -> Result<String> {
@@ -432,6 +530,9 @@ fn start_with(lab: &mut Lab, host: &str, lines: &str) -> Result<()> {
 const SLOWLY: &[&str] = &["--bandwidth", "4MiB"];
 /// Leaves less than a quarter of what the VM has written.
 const FILLER_BYTES: usize = 84 << 20;
+/// What the operator is told while memory can't be fetched.
+const SEVERED: &str = "does not answer, before it has all of the VM's memory";
+const STARVING: &str = "A VM hangs";
 const CUT: Duration = Duration::from_secs(30);
 /// Connections between agents live for 20 s without a sign.
 const CUT_OF_CONNECTIONS: Duration = Duration::from_secs(25);
