@@ -441,6 +441,18 @@ mod tests {
     }
 
     #[test]
+    fn what_becomes_of_memory_is_read_at_the_target() {
+        let event = |status: &str| Event { event: "MIGRATION".into(), data: json!({"status": status}) };
+        let news = |status| target_news(&News::Said(event(status), virtuoso_overlay::time::Instant(0)));
+        assert_eq!(news("completed"), Some(TargetInput::Loaded { is_whole: true }));
+        assert_eq!(news("postcopy-active"), Some(TargetInput::Loaded { is_whole: false }));
+        assert_eq!(news("postcopy-paused"), Some(TargetInput::MemoryCut));
+        assert_eq!(news("postcopy-recover"), Some(TargetInput::MemoryFlows));
+        assert_eq!(news("active"), None);
+        assert_eq!(target_news(&News::Ended), Some(TargetInput::Ended));
+    }
+
+    #[test]
     fn memory_converges_as_long_as_less_changes_each_time() {
         let figures = Figures { is_active: true, rate: 1 << 30, rounds: ROUNDS_MIN, ..Figures::default() };
         let mut changes = Changes::default();

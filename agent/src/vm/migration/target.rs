@@ -57,7 +57,7 @@ struct Task {
     /// Where the guest is plugged in.
     seats: Vec<Seat>,
     claiming: Option<JoinHandle<Vec<Seat>>>,
-    /// The guest runs before all of its memory is here.
+    /// The guest is about to run before all of its memory is here, and not let by an earlier agent.
     is_fetching: bool,
 }
 
@@ -87,14 +87,9 @@ pub(super) fn restore(shared: &Arc<Shared>, record: Record) {
         let Some(state) = Target::restore(shared.vms.now(), id, phase, is_whole) else { return };
         let mut task = Task::new(shared, id, vm, peer, state);
         if let Some(machine) = &machine {
-            if phase == Phase::Preparing {
-                machine.set_mover(Some(task.news_sender.clone()));
-            }
-            if let Some(live) = machine.live() {
-                for input in hypervisor::rest_of_memory(&live.qmp).await {
-                    task.is_fetching = true;
-                    task.hear(input);
-                }
+            match phase {
+                Phase::Preparing => machine.set_mover(Some(task.news_sender.clone())),
+                _ => task.look_after_memory(machine).await,
             }
         }
         task.machine = machine;
@@ -129,6 +124,16 @@ impl Task {
             seats: Vec::new(),
             claiming: None,
             is_fetching: false,
+        }
+    }
+
+    /// Of a guest that an earlier agent has let run.
+    async fn look_after_memory(&mut self, machine: &Machine) {
+        let Some(live) = machine.live() else { return };
+        // First: what becomes of it meanwhile is news.
+        rest_of_memory::follow(&self.shared, machine, self.news_sender.clone());
+        for input in hypervisor::rest_of_memory(&live.qmp).await {
+            self.hear(input);
         }
     }
 
