@@ -1,7 +1,7 @@
 //! A name that is asked for again and again, and what a resolver says to it.
 
 use std::fmt;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -71,7 +71,7 @@ fn run(socket: &UdpSocket, stop: &AtomicBool, name: &str, wanted: Ipv4Addr) -> R
     while !stop.load(Ordering::Relaxed) && interrupt::check().is_ok() {
         id += 1;
         socket.send(&question(id, name)).context("Cannot ask for a name")?;
-        match socket.recv(&mut buffer) {
+        match answer_to(socket, id, &mut buffer) {
             Ok(length) if is_answer(&buffer[..length], id, wanted) => answers.right += 1,
             Ok(_) => answers.wrong += 1,
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => answers.none += 1,
@@ -82,6 +82,16 @@ fn run(socket: &UdpSocket, stop: &AtomicBool, name: &str, wanted: Ipv4Addr) -> R
         let _ = interrupt::pause(INTERVAL);
     }
     Ok(answers)
+}
+
+/// The answer to question `id`; one to an earlier question came too late.
+fn answer_to(socket: &UdpSocket, id: u16, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        let length = socket.recv(buffer)?;
+        if length < 2 || buffer[..2] == id.to_be_bytes() {
+            return Ok(length);
+        }
+    }
 }
 
 /// A query for an address (RFC 1035).
@@ -104,7 +114,8 @@ fn is_answer(packet: &[u8], id: u16, wanted: Ipv4Addr) -> bool {
 
 const PORT: u16 = 53;
 const INTERVAL: Duration = Duration::from_millis(20);
-const ANSWER_TIME_MAX: Duration = Duration::from_secs(1);
+/// As long as resolvers wait before they ask again.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {
