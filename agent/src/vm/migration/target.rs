@@ -408,7 +408,8 @@ impl Task {
                 seat.welcome().await.ok();
             }
         }
-        for nic in &nics {
+        // One that has ended has no addresses: they may be in use elsewhere by an operator's verdict.
+        for nic in nics.iter().filter(|_| machine.live().is_some()) {
             if let Err(error) = sockets.claim(nic).await {
                 tracing::warn!(vm = %machine.spec().name, "Can't claim an address: {error}");
             }
