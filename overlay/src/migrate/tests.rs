@@ -276,8 +276,8 @@ fn a_guest_is_ended_when_the_source_has_nothing_left_of_the_memory_that_it_lacks
     let ends = |inputs: &[TargetInput]| {
         let mut target = running();
         inputs.iter().for_each(|input| target.handle(NOW, input.clone()));
-        let has_end = std::iter::from_fn(|| target.poll_effect()).any(|effect| matches!(effect, TargetEffect::End(_)));
-        (has_end, target.is_done())
+        let told: Vec<_> = std::iter::from_fn(|| target.poll_effect()).collect();
+        (told.iter().any(|effect| matches!(effect, TargetEffect::End(_))), target.is_done())
     };
     assert_eq!(ends(&[TargetInput::MemoryCut, finish()]), (true, true));
     assert_eq!(ends(&[finish(), TargetInput::MemoryCut]), (true, true));
