@@ -382,10 +382,11 @@ impl Links {
         self.links.get(&host).and_then(|link| link.limits).unwrap_or_else(|| self.settings.limits())
     }
 
-    /// A peer dials.
+    /// A peer dials. While this host has no certificate to show, it is not heard: then it asks again at once, and after
+    /// a refusal much later.
     fn accept(&mut self, tick: Tick, source: SocketAddr, incoming: Incoming) {
         let arriving = self.table.iter().filter(|(_, standing)| standing.is_arriving()).count();
-        let slot = self.table.vacant().filter(|_| arriving < ARRIVING_MAX);
+        let slot = self.table.vacant().filter(|_| arriving < ARRIVING_MAX && !self.certificate.is_empty());
         let Some(slot) = slot else {
             self.endpoint.ignore(incoming);
             return;

@@ -56,6 +56,22 @@ fn a_new_certificate_is_shown_at_the_next_attempt() {
 }
 
 #[test]
+fn who_dials_before_there_is_a_certificate_is_not_shown_an_empty_one() {
+    let lab = lab();
+    let mut a = lab.host(&Options::key(1));
+    let mut b = lab.host(&Options { certificate: b"", ..Options::key(2) });
+    lab.introduce(&a, &b);
+    // More packets than it takes to be shown one.
+    lab.wait_until(&b, |info| info.demux.data >= 4);
+    lab.runtime.block_on(b.engine.set_certificate(b"member".to_vec())).unwrap();
+    lab.expect_up(&mut a, &b);
+    lab.expect_up(&mut b, &a);
+    while let Ok(event) = a.events.try_recv() {
+        assert!(!matches!(event, EngineEvent::Refused { .. }), "{event:?}");
+    }
+}
+
+#[test]
 fn a_wrong_host_at_the_address_is_not_taken_for_the_right_one() {
     let lab = lab();
     let a = lab.host(&Options::key(1));
