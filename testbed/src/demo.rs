@@ -190,12 +190,17 @@ impl Show {
     }
 
     fn move_a_vm(&self) -> Result<()> {
-        say("A VM moves to another host while it runs. Its connections stay: a session from beta counts meanwhile.");
-        let count = "for n in 1 2 3 4 5 6 7 8; do echo tick $n; sleep 1; done";
+        say(
+            "A VM moves to another host while it runs. Its connections stay: a session from beta counts until it is told\n\
+             that the VM has arrived.",
+        );
+        let count = "until [ -e arrived ]; do n=$((n+1)); echo tick $n; sleep 1; done; echo still the same session";
         let session = format!("virtuoso ssh -F ssh_config root@vm-8-1 '{count}' > session.txt &");
-        let wait = "sleep 2; virtuoso vm migrate vm-8-1 --to gamma; wait; cat session.txt";
+        let arrive = "virtuoso ssh -F ssh_config root@vm-8-1 touch arrived";
+        let wait =
+            format!("sleep 2; virtuoso vm migrate vm-8-1 --to gamma && {arrive} || kill $!; wait; cat session.txt");
         let said = self.stage.run("beta", &format!("{session} {wait}"))?;
-        ensure!(said.contains("tick 8"), "The session did not last");
+        ensure!(said.contains("tick 2") && said.contains("still the same session"), "The session did not last");
         self.stage.run("beta", "virtuoso vm list").map(drop)
     }
 

@@ -43,7 +43,14 @@ impl Emulator {
         let stop = Arc::new(sys::event_fd()?);
         let thread = {
             let (board, stop) = (Arc::clone(&board), Arc::clone(&stop));
-            let relay = move || Relay { taps, board, stop }.run();
+            let is_narrow = spec.impairment.rate.is_some();
+            let relay = move || {
+                // A real path goes on where this machine is busy. Of a narrow one that takes little.
+                if is_narrow {
+                    sys::real_time();
+                }
+                Relay { taps, board, stop }.run();
+            };
             std::thread::Builder::new().name(format!("wan-{name}")).spawn(relay)?
         };
         Ok(Self { members: spec.members.keys().cloned().collect(), board, stop, thread: Some(thread) })
