@@ -33,11 +33,12 @@ Examples:
         #[arg(long, value_name = "NET/PREFIX")]
         subnet: Option<Subnet>,
         /// Whether hosts answer DHCP in it [default: on]
-        #[arg(long, value_name = "on|off", requires = "subnet", value_parser = BoolishValueParser::new())]
+        #[arg(long, value_name = "on|off", requires = "subnet")]
+        #[arg(value_parser = BoolishValueParser::new(), hide_possible_values = true)]
         dhcp: Option<bool>,
         /// Whether each host gets an address of its own in it [default: on]
         #[arg(long = "host-address", value_name = "on|off", requires = "subnet")]
-        #[arg(value_parser = BoolishValueParser::new())]
+        #[arg(value_parser = BoolishValueParser::new(), hide_possible_values = true)]
         host_addresses: Option<bool>,
         /// How its frames share the path to another host: none, cubic (as one TCP connection) or delay (as long as
         /// nothing waits on the path) [default: none]
