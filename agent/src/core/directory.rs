@@ -79,8 +79,7 @@ impl Core {
     /// The networks of the VM or the host of this name, with its addresses in each.
     fn named(&self, name: &str) -> Option<Vec<(NetworkId, Vec<IpAddr>)>> {
         let node = self.node.as_ref()?;
-        let vms = self.vm_rows().filter(|(_, row)| row.name == name);
-        if let Some((host, row)) = vms.min_by_key(|(host, row)| self.vm_rank(*host, row)) {
+        if let Some((host, row)) = self.vm_row(|row| row.name == name) {
             let nics = row.nics.iter().map(|(network, mac, given)| {
                 let seen = self.global_ips(host, *network, *mac).filter(|ip| Some(*ip) != *given);
                 (*network, given.iter().copied().chain(seen).collect())

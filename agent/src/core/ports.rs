@@ -383,8 +383,12 @@ impl Core {
     /// Who has the VM of this name, and the VM.
     pub(super) fn vm_named(&self, name: &str) -> Result<Option<(HostId, VmRow)>, ApiError> {
         self.node.as_ref().ok_or_else(not_a_member)?;
-        let rows = self.vm_rows().filter(|(_, row)| row.name == name);
-        Ok(rows.min_by_key(|(host, row)| self.vm_rank(*host, row)).map(|(host, row)| (host, row.clone())))
+        Ok(self.vm_row(|row| row.name == name).map(|(host, row)| (host, row.clone())))
+    }
+
+    /// Whom to ask about the VM that `is_it` means, and the VM.
+    pub(super) fn vm_row(&self, is_it: impl Fn(&VmRow) -> bool) -> Option<(HostId, &VmRow)> {
+        self.vm_rows().filter(|(_, row)| is_it(row)).min_by_key(|(host, row)| self.vm_rank(*host, row))
     }
 
     /// Two hosts have a VM while its memory is fetched, and one of them may be gone: the smallest is whom to ask.
@@ -399,8 +403,7 @@ impl Core {
 
     /// The host of a VM, by the tables.
     pub(crate) fn host_of_vm(&self, vm: VmId) -> Option<HostId> {
-        let rows = self.vm_rows().filter(|(_, row)| row.id == vm);
-        rows.min_by_key(|(host, row)| self.vm_rank(*host, row)).map(|(host, _)| host)
+        self.vm_row(|row| row.id == vm).map(|(host, _)| host)
     }
 
     /// The interface number `index` of a VM, with addresses that nobody is known to have.

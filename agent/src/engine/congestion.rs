@@ -77,11 +77,7 @@ impl Rule {
     /// The window by which networks are limited that have this rule, in bytes. It follows the path from the first time
     /// on that it is asked for.
     pub(super) fn window_for_networks(&self, congestion: Congestion) -> Option<u64> {
-        let (listens, bytes) = match congestion {
-            Congestion::None => return None,
-            Congestion::Cubic => (&self.cubic_listens, &self.cubic_bytes),
-            Congestion::Delay => (&self.delay_listens, &self.delay_bytes),
-        };
+        let (listens, bytes) = self.for_networks(congestion)?;
         listens.store(true, Ordering::Relaxed);
         Some(bytes.load(Ordering::Relaxed))
     }
@@ -94,11 +90,16 @@ impl Rule {
     /// Whether a controller with this rule, which has the word or not, must follow the path.
     fn is_heard(&self, congestion: Congestion, active: Congestion) -> bool {
         congestion == active
-            || match congestion {
-                Congestion::None => false,
-                Congestion::Cubic => self.cubic_listens.load(Ordering::Relaxed),
-                Congestion::Delay => self.delay_listens.load(Ordering::Relaxed),
-            }
+            || self.for_networks(congestion).is_some_and(|(listens, _)| listens.load(Ordering::Relaxed))
+    }
+
+    /// Whether a controller listens for networks, and its window.
+    fn for_networks(&self, congestion: Congestion) -> Option<(&AtomicBool, &AtomicU64)> {
+        match congestion {
+            Congestion::None => None,
+            Congestion::Cubic => Some((&self.cubic_listens, &self.cubic_bytes)),
+            Congestion::Delay => Some((&self.delay_listens, &self.delay_bytes)),
+        }
     }
 
     /// Which one has the word.

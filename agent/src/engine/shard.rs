@@ -184,9 +184,8 @@ impl Shard {
             let lane = connection.admitted.and_then(|host| self.lanes.get_mut(&host));
             let (mut waits, mut opens_at) = (false, None);
             if let Some(lane) = lane.filter(|lane| lane.active == Some(slot)) {
-                lane.fill(tick, connection, &mut self.spares);
+                opens_at = lane.fill(tick, connection, &mut self.spares);
                 waits = lane.queue.is_ready(tick.now.mono);
-                opens_at = lane.queue.opens_at(tick.now.mono);
             }
             let sent = connection.transmit(tick, &self.socket, &mut self.outgoing);
             self.is_blocked |= sent == Sent::Blocked;

@@ -7,6 +7,7 @@ use super::super::queue::{LinkQueue, QUEUE_BYTES_MAX, QUEUE_BYTES_UNLINKED_MAX, 
 use super::super::stats::{LinkInfo, TrafficCounters};
 use virtuoso_overlay::drop_reason::DropReason;
 use virtuoso_overlay::packet::PacketBuffer;
+use virtuoso_overlay::time::Instant;
 use virtuoso_overlay::wire::frame::FrameHeader;
 
 /// A lane.
@@ -50,8 +51,8 @@ impl Lane {
         self.queue.push(tick.now.mono, *header, packet, spares, &mut self.traffic.drops, full);
     }
 
-    /// Hands waiting packets to QUIC while it has room. HOT PATH.
-    pub(super) fn fill(&mut self, tick: Tick, connection: &mut Connection, spares: &mut Spares) {
+    /// Hands waiting packets to QUIC while it has room. When the limit of a network lets more go. HOT PATH.
+    pub(super) fn fill(&mut self, tick: Tick, connection: &mut Connection, spares: &mut Spares) -> Option<Instant> {
         if self.queue.is_limited() {
             self.queue.adapt(|limits| connection.rate_of(limits));
         }
@@ -60,9 +61,11 @@ impl Lane {
             connection.pack(tick, &queued.header, queued.packet.as_ref());
             spares.put(queued.packet);
         }
+        let opens_at = self.queue.opens_at(tick.now.mono);
         if self.queue.is_limited() {
-            connection.hold_up(self.queue.opens_at(tick.now.mono).is_some());
+            connection.hold_up(opens_at.is_some());
         }
+        opens_at
     }
 
     /// Gives up packets that wait for too long.
