@@ -64,7 +64,7 @@ struct Settings {
     #[arg(long, value_name = "BOOL", env = "VIRTUOSO_DRAIN_ON_STOP")]
     drain_on_stop: Option<bool>,
     /// How many seconds that may take [default: 300]
-    #[arg(long, value_name = "SECONDS", env = "VIRTUOSO_DRAIN_TIME_S")]
+    #[arg(long, allow_negative_numbers = true, value_name = "SECONDS", env = "VIRTUOSO_DRAIN_TIME_S")]
     drain_time_s: Option<u32>,
     /// A loopback address and port where names are resolved for this host's users, or off [default: 127.0.0.47:53]
     #[arg(long, value_name = "IP:PORT|off", env = "VIRTUOSO_DNS_LISTEN")]

@@ -34,7 +34,7 @@ Examples:
 #[derive(Args)]
 pub(super) struct FindArgs {
     /// Free virtual CPUs
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     vcpus: Option<u32>,
     /// Free memory, as 8GiB
     #[arg(long, value_name = "SIZE")]

@@ -27,7 +27,7 @@ Examples:
         /// Its name
         name: Name,
         /// Largest IP packet of its guests, 1280 to 9000 bytes [default: 1500]
-        #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1280..=9000))]
+        #[arg(long, allow_negative_numbers = true, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1280..=9000))]
         mtu: Option<u32>,
         /// Where its guests and hosts get IPv4 addresses from; the first one serves DHCP and DNS
         #[arg(long, value_name = "NET/PREFIX")]
@@ -45,7 +45,7 @@ Examples:
         #[arg(long, value_name = "RULE")]
         congestion: Option<Congestion>,
         /// The most that a host sends of it to each other host, in Mbit/s; 0 is no limit [default: 0]
-        #[arg(long, value_name = "MBIT")]
+        #[arg(long, value_name = "MBIT", allow_negative_numbers = true)]
         rate_mbit: Option<u32>,
     },
     /// All networks

@@ -26,7 +26,7 @@ pub(super) enum NodeVerb {
     )]
     Monitor {
         /// Begin after the event with this id, as far as the agent remembers
-        #[arg(long, value_name = "ID")]
+        #[arg(long, allow_negative_numbers = true, value_name = "ID")]
         after: Option<u64>,
     },
     /// Check this host, and say how to mend what is wrong

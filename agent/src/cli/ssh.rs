@@ -36,7 +36,7 @@ All but --wait, --socket and --json goes to ssh as it is; those three come first
 ~/.ssh/known_hosts under the VM's id, so that another VM of the same name or address is not mistaken for it.")]
 pub(super) struct SshArgs {
     /// Seconds to wait until the VM answers
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    #[arg(long, allow_negative_numbers = true, value_name = "SECONDS", default_value_t = 60)]
     wait: u64,
     /// Options of ssh, [USER@]VM, and a command
     #[arg(

@@ -31,7 +31,7 @@ Examples:
   virtuoso agent --bootstrap \"$(ssh alpha virtuoso swarm invite)\"")]
     Invite {
         /// Seconds that it can be used [default: 86400]
-        #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+        #[arg(long, allow_negative_numbers = true, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
         valid: Option<u64>,
         /// The only name that it admits
         #[arg(long)]

@@ -18,6 +18,24 @@ fn the_command_line_is_consistent_and_explained() {
     explained(&Cli::command());
 }
 
+/// Else clap takes the minus for an option and advises nonsense.
+#[test]
+fn a_negative_number_is_refused_as_a_value() {
+    for args in [
+        &["net", "create", "red", "--rate-mbit", "-1"][..],
+        &["net", "create", "red", "--mtu", "-1"],
+        &["host", "find", "--vcpus", "-1"],
+        &["swarm", "invite", "--valid", "-1"],
+        &["vm", "stop", "a", "--timeout", "-1"],
+        &["vm", "set", "a", "--cpu-limit", "-1"],
+        &["vm", "set", "a", "--iops-limit", "-1"],
+    ] {
+        let refused = Cli::try_parse_from([&["virtuoso"], args].concat()).err().map(|error| error.to_string());
+        let told = refused.clone().is_some_and(|text| text.contains("invalid value '-1'"));
+        assert!(told, "{args:?}: {refused:?}");
+    }
+}
+
 fn exit(args: &[&str]) -> ExitCode {
     let args = std::iter::once("virtuoso").chain(args.iter().copied()).map(Into::into);
     run(args, |_| Ok(()))

@@ -59,7 +59,7 @@ For a VM on another host everybody must be allowed to read them there.")]
         #[arg(long, conflicts_with = "timeout")]
         force: bool,
         /// Seconds that the guest may take before it is ended [default: 60]
-        #[arg(long, value_name = "SECONDS")]
+        #[arg(long, allow_negative_numbers = true, value_name = "SECONDS")]
         timeout: Option<u32>,
     },
     /// Press a VM's reset button
@@ -139,13 +139,13 @@ A viewer is started if one is installed and there is a screen. Without one, open
 #[derive(Args)]
 pub(super) struct Limits {
     /// Percent of a processor that it may use, 100 for each whole one; 0 for no limit
-    #[arg(long, value_name = "PERCENT")]
+    #[arg(long, allow_negative_numbers = true, value_name = "PERCENT")]
     cpu_limit: Option<u32>,
     /// Bytes a second that its disk may carry, as 10MiB; 0 for no limit
     #[arg(long, value_name = "SIZE")]
     io_limit: Option<ByteSize>,
     /// Operations a second that its disk may carry; 0 for no limit
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, allow_negative_numbers = true, value_name = "COUNT")]
     iops_limit: Option<u64>,
 }
 
@@ -188,7 +188,7 @@ pub(super) struct CreateArgs {
     #[arg(long, value_name = "allow|deny", value_parser = ["allow", "deny"])]
     spoofing: Option<String>,
     /// Virtual CPUs
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    #[arg(long, allow_negative_numbers = true, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     vcpus: u32,
     /// Memory, as 1GiB
     #[arg(long, value_name = "SIZE")]

@@ -4,17 +4,26 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use super::{Scenario, WAN};
+use super::{FAR, Scenario, WAN};
 use crate::lab::Lab;
 use crate::traffic::transfer::Transfer;
 
-pub(super) const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "network-limits",
-    about: "a network's rate and rule of congestion hold on a link that it shares with another network",
-    topology: WAN,
-    tools: &["ping"],
-    run: network_limits,
-}];
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "network-limits",
+        about: "a network's rate and rule of congestion hold on a link that it shares with another network",
+        topology: WAN,
+        tools: &["ping"],
+        run: network_limits,
+    },
+    Scenario {
+        name: "network-gives-way",
+        about: "a network that listens to delay fills a path that nobody wants, and leaves it to others",
+        topology: FAR,
+        tools: &["ping"],
+        run: network_gives_way,
+    },
+];
 
 fn network_limits(lab: &mut Lab) -> Result<()> {
     lab.start_swarm()?;
@@ -44,6 +53,36 @@ fn network_limits(lab: &mut Lab) -> Result<()> {
     // It is 3.4 s, less what waited in a receiver that stood still when the time began.
     ensure!(slow_took > 2.5, "8 MiB took {slow_took:.2} s, which is more than 20 Mbit/s");
     lab.note(format!("20 Mbit/s: 8 MiB in {slow_took:.1} s; beside it by cubic 20 MiB in {fair_took:.1} s"));
+    Ok(())
+}
+
+fn network_gives_way(lab: &mut Lab) -> Result<()> {
+    lab.start_swarm()?;
+    lab.create_network("patient", &["--congestion", "delay"])?;
+    lab.create_network("eager", &[])?;
+    for (guest, host, network) in
+        [("vm1", "alpha", "patient"), ("vm2", "beta", "patient"), ("vm3", "alpha", "eager"), ("vm4", "beta", "eager")]
+    {
+        lab.place_guest(guest, host, network)?;
+    }
+    lab.await_contact("vm1", "vm2")?;
+    lab.await_contact("vm3", "vm4")?;
+    let patient = Transfer::start(lab.guest("vm1")?, lab.guest("vm2")?, UNLIMITED)?;
+    patient.await_bytes(4 << 20, PATIENCE)?;
+    let eager = Transfer::start(lab.guest("vm3")?, lab.guest("vm4")?, UNLIMITED)?;
+    // Until it has found out how much the path carries.
+    eager.await_bytes(4 << 20, PATIENCE)?;
+    let before = patient.received();
+    eager.await_bytes(16 << 20, PATIENCE)?;
+    let meanwhile = patient.received() - before;
+    eager.finish()?;
+    let begin = Instant::now();
+    patient.await_bytes(8 << 20, PATIENCE)?;
+    let took = begin.elapsed().as_secs_f64();
+    patient.finish()?;
+    let mib = meanwhile as f64 / f64::from(1 << 20);
+    ensure!(mib < 4.0, "It took {mib:.1} MiB beside 16 MiB of the other network");
+    lab.note(format!("{mib:.1} MiB beside 16 MiB of the other network; when that had ended, 8 MiB in {took:.1} s"));
     Ok(())
 }
 

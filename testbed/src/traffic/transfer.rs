@@ -62,11 +62,16 @@ impl Transfer {
         Ok(Self { stop, received, sender, receiver })
     }
 
+    /// Bytes that have arrived.
+    pub(crate) fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
     /// Waits until `count` more bytes have arrived.
     pub(crate) fn await_bytes(&self, count: u64, limit: Duration) -> Result<()> {
-        let wanted = self.received.load(Ordering::Relaxed) + count;
+        let wanted = self.received() + count;
         wait::until_true(format!("{count} more bytes of the transfer"), limit, || {
-            let received = self.received.load(Ordering::Relaxed);
+            let received = self.received();
             Ok((received >= wanted, format!("{received} of {wanted}")))
         })
     }
