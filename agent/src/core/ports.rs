@@ -139,6 +139,15 @@ impl Sockets {
         Ok(seats)
     }
 
+    /// Lets guests that run hear what is for groups: an earlier agent may have kept their ports off the floods.
+    pub async fn let_hear(&self, nics: &[Nic]) -> Result<(), ApiError> {
+        for seat in self.seats(nics).await? {
+            let (network, mac) = seat.address();
+            seat.engine.call(move |switch, now| switch.handle_running(now.mono, network, mac)).await?;
+        }
+        Ok(())
+    }
+
     /// The VM of these interfaces is here, or does not come.
     pub async fn end_expectation(&self, nics: &[Nic]) -> Result<(), ApiError> {
         for (network, mac) in self.addresses(nics).await? {
@@ -212,6 +221,11 @@ impl Seat {
     /// The address behind it.
     pub const fn address(&self) -> (NetworkId, Mac) {
         (self.network, self.nic.mac.0)
+    }
+
+    /// Its TAP, and the kernel's index of that.
+    pub fn tap(&self) -> (String, u32) {
+        (self.nic.tap.clone(), self.index)
     }
 
     /// Frames of this host for the interface, whose VM is about to be paused, wait from now on.

@@ -101,9 +101,9 @@ impl Netdev {
         Ok(ports)
     }
 
-    /// Puts the interface with this index into a bridge and switches it on.
+    /// Puts the interface with this index into a bridge.
     pub(super) async fn enslave(&self, index: u32, name: &str, bridge: &Interface) -> anyhow::Result<()> {
-        let message = LinkUnspec::new_with_index(index).controller(bridge.index).up().build();
+        let message = LinkUnspec::new_with_index(index).controller(bridge.index).build();
         self.change(message, format!("to put {name} into bridge {}", bridge.name)).await
     }
 }

@@ -6,10 +6,10 @@
 //! stops what would leave the host.
 
 use super::error::explain;
-use super::{Netdev, bridge_name, tap_name};
+use super::{Interface, Netdev, bridge_name, tap_name};
 use anyhow::Context;
 use netlink_packet_route::neighbour::{NeighbourFlags, NeighbourState};
-use rtnetlink::LinkBridgePort;
+use rtnetlink::{LinkBridgePort, LinkUnspec};
 use std::net::Ipv4Addr;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -43,16 +43,25 @@ impl Netdev {
         self.change(message, format!("to lock port {port} of bridge {bridge} to {mac}")).await
     }
 
-    /// Puts an interface into the network's bridge as a port that passes nothing, either way.
+    /// Puts an interface into the network's bridge as a port that passes nothing, either way. Not for a moment: what a
+    /// bridge floods to a guest that does not run yet, it would get when it does. So the port is switched off until it
+    /// is silent.
     ///
     /// # Errors
     /// As those of [`Netdev::attach`] and [`Netdev::lock`].
     pub async fn attach_silent(&self, network: NetworkId, name: &str) -> anyhow::Result<()> {
-        let index = self.attach(network, name).await?.index;
+        let Interface { index, controller, .. } = self.interface(name).await?;
+        if controller.is_none() {
+            let message = LinkUnspec::new_with_index(index).down().build();
+            self.change(message, format!("to switch {name} off")).await?;
+        }
+        self.attach_as_it_is(network, name).await?;
         // It has no address yet that it could use, or that the bridge would look for there.
         let message = LinkBridgePort::new(index).learning(false).locked(true).fdb_flush();
         let message = message.flood(false).mcast_flood(false).bcast_flood(false).build();
-        self.change(message, format!("to silence port {name} of bridge {}", bridge_name(network))).await
+        self.change(message, format!("to silence port {name} of bridge {}", bridge_name(network))).await?;
+        let message = LinkUnspec::new_with_index(index).up().build();
+        self.change(message, format!("to switch port {name} on")).await
     }
 
     /// Lets a silent port, of which the kernel's index is known, speak: as `mac` only, if one is given, and hear what

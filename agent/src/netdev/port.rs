@@ -12,6 +12,14 @@ impl Netdev {
     /// # Errors
     /// If there is no such interface or no bridge, it is in another bridge or can't be in one, or the right is missing.
     pub async fn attach(&self, network: NetworkId, name: &str) -> anyhow::Result<Interface> {
+        let index = self.attach_as_it_is(network, name).await?;
+        let message = LinkUnspec::new_with_index(index).up().build();
+        self.change(message, format!("to switch {name} on")).await?;
+        self.interface(name).await
+    }
+
+    /// As [`Netdev::attach`], but an interface that is switched off stays so. Its index.
+    pub(super) async fn attach_as_it_is(&self, network: NetworkId, name: &str) -> anyhow::Result<u32> {
         let bridge = self.interface(&bridge_name(network)).await?;
         let interface = self.interface(name).await?;
         if let Some(reason) = unsuitable(&interface) {
@@ -22,7 +30,7 @@ impl Netdev {
             return Err(NetdevError::InOtherBridge { name, controller: self.name_of(controller).await }.into());
         }
         self.enslave(interface.index, name, &bridge).await?;
-        self.interface(name).await
+        Ok(interface.index)
     }
 
     /// Takes an interface out of the network's bridge. It stays switched on.

@@ -1,6 +1,7 @@
 //! What is still on its way to a guest that is paused: frames in the queue of its TAP. The descriptor is QEMU's,
 //! whoever started it.
 
+use super::GuestPorts;
 use anyhow::{Context, bail};
 use std::fs;
 use std::io;
@@ -14,6 +15,19 @@ use virtuoso_overlay::wire::frame::VNET_BYTES;
 const FRAMES_MAX: usize = 4_096;
 /// The largest virtio-net header that a kernel puts before a frame, with room.
 const HEADER_BYTES_MAX: usize = 64;
+
+/// A frame that is for nobody, and that nobody reads: from a station to itself, of a kind for local experiments.
+pub(super) const LAST_FRAME: [u8; 60] = {
+    let mut frame = [0; 60];
+    let mac = [0x02, b'v', b'o', b'l', b's', b't'];
+    let mut at = 0;
+    while at < mac.len() {
+        (frame[at], frame[mac.len() + at]) = (mac[at], mac[at]);
+        at += 1;
+    }
+    (frame[12], frame[13]) = (0x88, 0xb6);
+    frame
+};
 
 /// The queue of a guest's TAP.
 #[derive(Debug)]
@@ -42,6 +56,14 @@ impl Rest {
             ..0 => Err(io::Error::last_os_error()),
             _ => Ok(poll.revents & libc::POLLIN == 0),
         }
+    }
+
+    /// Puts a frame for nobody behind all that waits, by `ports`. `index` is the interface's.
+    ///
+    /// # Errors
+    /// If there is no such interface, or it has no room.
+    pub fn put_last(&self, ports: &mut GuestPorts, index: u32) -> io::Result<()> {
+        ports.send(index, &[0; VNET_BYTES], &LAST_FRAME)
     }
 
     /// Takes the frames for `mac` and for groups out: each behind a virtio-net header.

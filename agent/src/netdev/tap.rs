@@ -59,6 +59,8 @@ impl Netdev {
         // that has just moved here, until that address speaks.
         let message = LinkBridgePort::new(index).learning(false).build();
         self.change(message, format!("to set up TAP {name} as a port")).await?;
+        let message = LinkUnspec::new_with_index(index).up().build();
+        self.change(message, format!("to switch TAP {name} on")).await?;
         Ok(Tap { name, index, fd, offloads })
     }
 }

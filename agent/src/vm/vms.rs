@@ -199,6 +199,9 @@ impl Vms {
         for nic in &spec.nics {
             self.parts.sockets.claim(nic).await?;
         }
+        if !machine.is_moving() {
+            self.parts.sockets.let_hear(&spec.nics).await?;
+        }
         // At the place where its QEMU waits for it.
         let base = disk::base(&spec, &self.parts.images).await?;
         let qmp = self.follow(machine, process, base).await?;

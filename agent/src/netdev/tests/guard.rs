@@ -1,7 +1,10 @@
 //! Guests that speak in another's name, and this host's own addresses.
 
+use super::super::rest::LAST_FRAME;
 use super::*;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use virtuoso_overlay::names::{SERVICE_MAC, Subnet};
 use virtuoso_overlay::wire::arp;
@@ -98,6 +101,47 @@ fn a_silent_port_passes_nothing_until_it_may_speak() {
         assert!(!received(&listener).iter().any(is_it), "nobody else gets it");
         let gone = 0x7fff_ffff;
         assert!(ports.flood(gone, true).is_err() && ports.send(gone, &[0; VNET_BYTES], frame).is_err());
+    });
+}
+
+#[test]
+fn a_port_is_silent_from_the_beginning() {
+    in_namespace(|netdev| async move {
+        netdev.ensure_bridge(BLUE, 1500).await.unwrap();
+        let listener = guest_port(&netdev, BLUE, "guest1").await;
+        let guest = netdev.create_guest_tap("guest0", 1500).await.unwrap();
+        let for_all = datagram(OTHER, OTHER_IP);
+        let packet = [&[0; VNET_BYTES], &for_all[..]].concat();
+        let mut sender = File::from(listener.try_clone().unwrap());
+        let stop = Arc::new(AtomicBool::new(false));
+        let flag = stop.clone();
+        let flood = std::thread::spawn(move || {
+            while !flag.load(Ordering::Relaxed) {
+                sender.write_all(&packet).unwrap();
+            }
+        });
+        for _ in 0..20 {
+            netdev.attach_silent(BLUE, "guest0").await.unwrap();
+            netdev.detach(BLUE, "guest0").await.unwrap();
+        }
+        stop.store(true, Ordering::Relaxed);
+        flood.join().unwrap();
+        assert!(!received(&guest).contains(&for_all));
+    });
+}
+
+#[test]
+fn behind_what_waits_for_a_guest_a_frame_for_nobody_can_be_put() {
+    in_namespace(|netdev| async move {
+        netdev.ensure_bridge(BLUE, 1500).await.unwrap();
+        let _guest = guest_port(&netdev, BLUE, "last0").await;
+        let rest = Rest::of(std::process::id(), "last0").unwrap();
+        empty(&rest);
+        let index = netdev.interface("last0").await.unwrap().index;
+        rest.put_last(&mut GuestPorts::default(), index).unwrap();
+        assert!(!rest.is_empty().unwrap());
+        assert!(!rest.take(GUEST).unwrap().iter().any(|packet| packet[VNET_BYTES..] == LAST_FRAME));
+        empty(&rest);
     });
 }
 

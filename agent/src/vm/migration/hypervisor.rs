@@ -4,7 +4,7 @@
 use super::super::machine::{Live, News};
 use super::super::qmp::{Event, Qmp, QmpError};
 use super::super::store::Files;
-use crate::netdev::Rest;
+use crate::netdev::{GuestPorts, Rest};
 use serde_json::{Value, json};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -23,8 +23,11 @@ const WAY: &str = "memory0";
 const DOWNTIME_LIMIT_MS: u64 = 1;
 /// When the agent has the guest paused: when what is left can be sent in this time.
 const PAUSE_BELOW: Duration = Duration::from_millis(60);
+/// What counts of the time by which the agent's looks are late.
+const LATE_MAX: Duration = Duration::from_millis(200);
 /// How long the first pass may take after which the guest is paused though nobody knows what it has changed meanwhile.
-const TRY_WITHIN: Duration = Duration::from_secs(2);
+/// In the next one a quiet guest has so little left that QEMU may be faster than an agent that is short of a processor.
+const TRY_WITHIN: Duration = Duration::from_secs(5);
 /// A guest is quiet that changes less in a pass than can be sent in this time. As much again may have changed until it
 /// is paused.
 const QUIET: Duration = Duration::from_millis(PAUSE_TIME_MAX.as_millis() as u64 / 2);
@@ -36,9 +39,13 @@ const LOOK_MAX: Duration = Duration::from_millis(250);
 /// Bytes of empty memory that QEMU passes in a second at most. It costs a look and no sending, and a display has 16 MiB
 /// of it at the very end.
 const EMPTY_RATE: u64 = 8 << 30;
-/// How often the agent looks whether a guest has taken all frames before it is paused. Each time QEMU's main loop has
-/// gone round, which is some 100 us.
-const DRAIN_LOOKS_MAX: u32 = 100;
+/// How long a guest may take to take all frames before it is paused. It runs meanwhile, but hears nothing new: one that
+/// is not quicker gets too little of a processor, or takes no frames at all.
+const DRAIN_TIME_MAX: Duration = PAUSE_TIME_MAX;
+/// How often the agent looks for that without a break. Each time QEMU's main loop has gone round, which is some 100 us.
+const DRAIN_LOOKS: u32 = 100;
+/// Time between two later looks, which must not keep QEMU from what it is to do.
+const DRAIN_BREAK: Duration = Duration::from_millis(1);
 /// Bytes per second without a limit of the operator's: more than any link has.
 const BANDWIDTH_MAX: u64 = 10 << 30;
 /// How long QEMU may take to give a migration up.
@@ -64,6 +71,15 @@ pub(super) struct Figures {
     pub(super) rounds: u64,
     /// How long it has been at it.
     pub(super) elapsed: Duration,
+    /// How long after they were wanted these figures came: so much later a guest is paused, too.
+    pub(super) late: Duration,
+}
+
+impl Figures {
+    /// How much may be left when the guest is to be paused.
+    fn pause_below(&self) -> u64 {
+        bytes_in(self.rate, PAUSE_BELOW + self.late.min(LATE_MAX))
+    }
 }
 
 /// Has QEMU at the source copy the disk to the socket.
@@ -162,6 +178,7 @@ pub(super) async fn figures(qmp: &Qmp) -> Option<Figures> {
         dirty: number(&ram["dirty-pages-rate"]).saturating_mul(page),
         rounds: number(&ram["dirty-sync-count"]),
         elapsed: Duration::from_millis(number(&info["total-time"])),
+        late: Duration::ZERO,
     })
 }
 
@@ -191,7 +208,7 @@ impl Changes {
             Some(bytes) => bytes <= bytes_in(figures.rate, QUIET),
             None => figures.elapsed <= TRY_WITHIN,
         };
-        figures.is_active && figures.rate > 0 && is_quiet && figures.remaining <= bytes_in(figures.rate, PAUSE_BELOW)
+        figures.is_active && figures.rate > 0 && is_quiet && figures.remaining <= figures.pause_below()
     }
 }
 
@@ -200,7 +217,7 @@ pub(super) fn next_look(figures: &Figures) -> Duration {
     if !figures.is_active {
         return LOOK_MAX;
     }
-    let ahead = figures.remaining.saturating_sub(bytes_in(figures.rate, PAUSE_BELOW));
+    let ahead = figures.remaining.saturating_sub(figures.pause_below());
     Duration::from_micros(ahead / (EMPTY_RATE / 1_000_000)).clamp(LOOK_MIN, LOOK_MAX)
 }
 
@@ -208,15 +225,25 @@ fn bytes_in(rate: u64, time: Duration) -> u64 {
     u64::try_from(u128::from(rate) * time.as_micros() / 1_000_000).unwrap_or(u64::MAX)
 }
 
-/// Waits until the guest has taken what is on its way to it.
-pub(super) async fn drain(qmp: &Qmp, queues: &[Rest]) -> Result<(), QmpError> {
+/// Waits until the guest has taken what is on its way to it: queues, each with the index of its interface. QEMU has one
+/// frame in its own hands for which the guest has no room, and drops that when it pauses the guest. So a frame for
+/// nobody goes last: when it is gone, no other can be that one.
+pub(super) async fn drain(qmp: &Qmp, ports: &mut GuestPorts, queues: &[(Rest, u32)]) -> Result<(), QmpError> {
     // What an agent has written to the bridge is there when it has written it.
-    let is_taken = || queues.iter().all(|queue| queue.is_empty().unwrap_or(true));
-    for _ in 0..DRAIN_LOOKS_MAX {
-        if is_taken() {
-            break;
+    for (queue, index) in queues {
+        if let Err(error) = queue.put_last(ports, *index) {
+            tracing::debug!("Can't put a frame behind all others: {error}");
+        }
+    }
+    let is_taken = || queues.iter().all(|(queue, _)| queue.is_empty().unwrap_or(true));
+    let deadline = tokio::time::Instant::now() + DRAIN_TIME_MAX;
+    let mut looks = 0;
+    while !is_taken() && tokio::time::Instant::now() < deadline {
+        if looks >= DRAIN_LOOKS {
+            tokio::time::sleep(DRAIN_BREAK).await;
         }
         qmp.run("query-status").await?;
+        looks += 1;
     }
     Ok(())
 }
@@ -432,6 +459,8 @@ mod tests {
         let unknown = Changes::default();
         assert!(unknown.are_converging(&figures(60 << 20)) && !unknown.are_converging(&figures(70 << 20)));
         assert!(!unknown.are_converging(&Figures { elapsed: Duration::from_secs(9), ..figures(0) }), "who knows");
+        let late = |ms| Figures { late: Duration::from_millis(ms), ..figures(70 << 20) };
+        assert!(unknown.are_converging(&late(20)) && !unknown.are_converging(&late(5)));
         assert!(!unknown.are_converging(&Figures { is_active: false, ..figures(0) }), "QEMU has paused it by itself");
         assert!(!unknown.are_converging(&Figures { rate: 0, ..figures(0) }), "nothing is known yet");
         assert_eq!(next_look(&figures(64 << 20)), LOOK_MIN);

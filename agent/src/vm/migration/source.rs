@@ -314,9 +314,11 @@ impl Task {
     /// Asks QEMU how far it is. When it `has_looked` anew what the guest has changed, what is left is just that.
     async fn follow_figures(&mut self, has_looked: bool) {
         let now = tokio::time::Instant::now();
+        let wanted = now.min(self.look_at);
         self.look_at = now + TELL_INTERVAL;
         let Some(live) = self.live() else { return };
-        let Some(figures) = hypervisor::figures(&live.qmp).await else { return };
+        let Some(mut figures) = hypervisor::figures(&live.qmp).await else { return };
+        figures.late = wanted.elapsed();
         self.look_at = now + hypervisor::next_look(&figures);
         self.counts.bytes.memory = figures.transferred;
         if has_looked && figures.rounds > 1 {

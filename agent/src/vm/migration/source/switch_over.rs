@@ -6,7 +6,7 @@ use super::super::{
 };
 use super::Task;
 use crate::core::Seat;
-use crate::netdev::Rest;
+use crate::netdev::{GuestPorts, Rest};
 use std::time::Duration;
 use virtuoso_overlay::claims::Claim;
 use virtuoso_overlay::migrate::{SWITCH_TIME_MAX, SourceInput};
@@ -20,8 +20,12 @@ impl Task {
         let Some(live) = self.live() else { return self.hear(SourceInput::Broken("the VM's process is gone".into())) };
         let spec = self.machine.spec();
         let pid = live.process.mark().pid;
-        let taps: Vec<String> = spec.nics.iter().map(|nic| nic.tap.clone()).collect();
-        let open = move || taps.iter().map(|tap| Rest::of(pid, tap)).collect::<anyhow::Result<Vec<Rest>>>();
+        let seats = self.seats().await;
+        let taps: Vec<(String, u32)> = seats.iter().map(Seat::tap).collect();
+        let open = move || {
+            let queue = |(tap, index): &(String, u32)| Ok((Rest::of(pid, tap)?, *index));
+            taps.iter().map(queue).collect::<anyhow::Result<Vec<(Rest, u32)>>>()
+        };
         let queues = match tokio::task::spawn_blocking(open).await {
             Ok(Ok(queues)) => queues,
             other => {
@@ -29,7 +33,6 @@ impl Task {
                 Vec::new()
             }
         };
-        let seats = self.seats().await;
         self.times.closed = Some(self.shared.vms.now());
         self.be_patient();
         for seat in &seats {
@@ -37,14 +40,17 @@ impl Task {
                 tracing::warn!(vm = %spec.name, "Can't hold frames: {error}");
             }
         }
+        let mut ports = GuestPorts::default();
         let paused = async {
-            hypervisor::drain(&live.qmp, &queues).await?;
+            hypervisor::drain(&live.qmp, &mut ports, &queues).await?;
             self.times.stopped = Some(self.shared.vms.now());
             hypervisor::pause(&live.qmp).await
         };
         if let Err(error) = paused.await {
             self.hear(SourceInput::Broken(error.to_string()));
         }
+        // The kernel takes milliseconds to close such a socket.
+        tokio::task::spawn_blocking(move || drop(ports));
     }
 
     /// From now on QEMU has time for another step while the guest is paused.
@@ -54,9 +60,11 @@ impl Task {
 
     pub(super) async fn unpause(&mut self) {
         let Some(live) = self.live() else { return };
-        self.open_ports().await;
+        self.plug_in().await;
         match hypervisor::unpause(&live.qmp).await {
             Ok(true) => {
+                // Not before: QEMU takes the first frame for a guest that is paused, and loses it if that moves.
+                self.let_frames_go().await;
                 (self.times.closed, self.times.stopped) = (None, None);
                 self.patience = None;
                 live.release();
@@ -122,17 +130,22 @@ impl Task {
         self.hear(SourceInput::HandedOver(claims));
     }
 
-    /// Plugs the interfaces in again, and claims their addresses, with all frames that wait.
-    async fn open_ports(&mut self) {
+    /// Plugs the interfaces in again: what the guest says passes.
+    async fn plug_in(&mut self) {
         for seat in self.seats().await {
-            let sockets = &self.shared.vms.parts.sockets;
-            if let Err(error) = sockets.plug_again(&seat).await {
+            if let Err(error) = self.shared.vms.parts.sockets.plug_again(&seat).await {
                 tracing::warn!("Can't plug an interface in again: {error}");
             }
+        }
+    }
+
+    /// Claims the guest's addresses again, with all frames that wait.
+    async fn let_frames_go(&mut self) {
+        for seat in self.seats().await {
             if let Err(error) = seat.welcome().await {
                 tracing::warn!("Frames wait for an interface in vain: {error}");
             }
-            if let Err(error) = sockets.claim(&seat.nic).await {
+            if let Err(error) = self.shared.vms.parts.sockets.claim(&seat.nic).await {
                 tracing::warn!("Can't claim an address again: {error}");
             }
         }
@@ -149,7 +162,9 @@ impl Task {
             tokio::time::timeout(END_TIME_MAX, live.wait_ended()).await.ok();
         }
         if let Some(mut live) = self.live() {
-            self.open_ports().await;
+            self.plug_in().await;
+            // Now: it may never have been paused, and what QEMU takes before it goes on is not lost.
+            self.let_frames_go().await;
             if let Err(error) = hypervisor::take_back(&live).await {
                 tracing::warn!(vm = %self.machine.spec().name, "A VM that stays does not go on: {error}");
                 live.end();
