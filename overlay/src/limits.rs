@@ -70,6 +70,9 @@ pub const PARCEL_EARLY_MAX: Duration = Duration::from_millis(500);
 pub const PARCEL_LATE_MAX: Duration = Duration::from_millis(250);
 /// How long a copy waits for the frame itself, which may come by a longer way, before it is delivered in its place.
 pub const PARCEL_STRAY_TIME: Duration = Duration::from_millis(250);
+/// How long after its copy the frame itself may come, to be known for what the guest has got already. Queues drop what
+/// waits longer.
+pub const PARCEL_ORIGINAL_TIME: Duration = Duration::from_secs(3);
 /// Copies that wait so: 16 MiB if all of them are super-frames.
 pub const PARCEL_STRAYS_MAX: usize = 256;
 /// How long the guest's host waits for the copies of frames that came before the guest, to keep their order.

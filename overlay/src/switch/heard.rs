@@ -51,6 +51,14 @@ impl Heard {
         Some(at)
     }
 
+    /// Whether the frame was noted since `begin`: the first time is taken. It is not found again, nor are equal ones
+    /// before it.
+    pub(super) fn take_first(&mut self, frame: Fingerprint, begin: Instant) -> bool {
+        let times = self.times.get(&frame);
+        let first = times.and_then(|times| times.iter().find(|at| **at >= begin)).copied();
+        first.inspect(|at| self.forget_until(frame, *at)).is_some()
+    }
+
     /// When each station that has spoken since `begin` was heard last.
     pub(super) fn newest_since(&self, begin: Instant) -> SeededMap<Mac, Instant> {
         let mut newest = SeededMap::with_hasher(self.seed);

@@ -83,7 +83,7 @@ impl Switch {
         let binding = segment.bindings.entry(mac).or_insert_with(unknown);
         binding.is_expected = true;
         binding.counts = MoveCounts::default();
-        self.expect_parcels(network, mac, holder);
+        self.expect_parcels(now, network, mac, holder);
     }
 
     /// The VM of `mac` runs here, or does not come. What waits for it goes to where it is.

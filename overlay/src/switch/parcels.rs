@@ -9,29 +9,31 @@
 //! - The **target** remembers what it hears. The guest's port there is off the floods too. Once the guest runs, a frame
 //!   that came before is delivered if a parcel comes with its copy (else the guest has got it at the source), and later
 //!   frames are kept back until these parcels have come: those of one sender come in order. Then the port gets what was
-//!   kept back, and joins the floods. A parcel with a copy of a frame that came after the guest is one too many.
+//!   kept back, and from then on each frame as it comes, past the bridge. A parcel with a copy of a frame that came
+//!   after the guest is one too many.
 //! - A parcel whose frame has not been heard waits for it, and takes its place in the end: its sender may not know yet
-//!   that the target has a port in the network.
+//!   that the target has a port in the network. A frame that comes later than that is one too many.
+//! - The port joins the floods when neither parcels nor frames are expected whose other half the guest has got: what a
+//!   bridge floods can't be kept from one port.
 //!
 //! The port joins the floods in [`Switch::handle_timeout`] only, after which the caller carries out all effects before
 //! it takes another frame.
 
-use super::heard::{Fingerprint, Heard};
+mod coming;
+
+use super::heard::Heard;
 use super::hold::Held;
 use super::segment::State;
 use super::{Egress, Switch, SwitchEffect};
 use crate::drop_reason::DropReason;
 use crate::ids::{HostId, Mac, NetworkId};
-use crate::limits::{
-    CATCH_UP_FRAMES_MAX, CATCH_UP_TIME, CATCH_UP_TIME_MAX, HOLD_BYTES_MAX, HOP_LIMIT, PARCEL_AFTER_TIME,
-    PARCEL_STRAY_TIME, PARCEL_STRAYS_MAX, PARCEL_TAKE_TIME, PARCEL_TIME_MAX,
-};
+use crate::limits::{HOP_LIMIT, PARCEL_AFTER_TIME, PARCEL_ORIGINAL_TIME, PARCEL_TAKE_TIME, PARCEL_TIME_MAX};
 use crate::names::SERVICE_MAC;
-use crate::seeded::{SeededMap, SeededState};
 use crate::time::Instant;
 use crate::wire::ethernet::EthernetView;
 use crate::wire::frame::{FrameHeader, VNET_BYTES};
 use crate::wire::parcel::{self, Parcel};
+use coming::Coming;
 use std::collections::VecDeque;
 
 /// What is done about frames to groups for one address.
@@ -42,7 +44,7 @@ pub(super) struct Escort {
 }
 
 enum Role {
-    Leaving(Leaving),
+    Leaving(Box<Leaving>),
     Coming(Box<Coming>),
 }
 
@@ -51,35 +53,8 @@ struct Leaving {
     /// Its port is off the floods, and copies are taken.
     is_copying: bool,
     until: Instant,
-}
-
-/// The guest comes to this host.
-struct Coming {
-    from: HostId,
-    heard: Heard,
-    stage: Stage,
-    /// Of whom frames came before the guest whose copies may still come, and when the last one did.
-    awaited: SeededMap<Mac, Instant>,
-    kept_back: VecDeque<Vec<u8>>,
-    kept_bytes: usize,
-    strays: VecDeque<Stray>,
-}
-
-#[derive(Clone, Copy)]
-enum Stage {
-    /// The guest does not run yet.
-    Before,
-    /// It runs since then; frames are kept back for it.
-    CatchingUp(Instant),
-    /// Its port is on the floods. It runs since the first instant; parcels are taken until the second.
-    Open(Instant, Instant),
-}
-
-/// A parcel whose frame has not been heard.
-struct Stray {
-    until: Instant,
-    frame: Fingerprint,
-    packet: Vec<u8>,
+    /// Frames that it has got before they came here by themselves, if they ever do: it has come here a moment ago.
+    delivered: Option<Heard>,
 }
 
 impl Switch {
@@ -90,11 +65,11 @@ impl Switch {
         if segment.escorts.get(&mac).is_some_and(is_copying) {
             return;
         }
-        self.end_escort(network, mac);
-        let leaving = Leaving { is_copying: true, until: now + PARCEL_TIME_MAX };
+        let delivered = self.end_escort(now, network, mac);
+        let leaving = Leaving { is_copying: true, until: now + PARCEL_TIME_MAX, delivered };
         let deadline = leaving.until;
         let Some(segment) = self.segments.get_mut(&network) else { return };
-        segment.escorts.insert(mac, Escort { deadline: None, role: Role::Leaving(leaving) });
+        segment.escorts.insert(mac, Escort { deadline: None, role: Role::Leaving(Box::new(leaving)) });
         self.set_escort_deadline(network, mac, Some(deadline));
         self.effects.push_back(SwitchEffect::Flood { network, mac, on: false });
     }
@@ -109,8 +84,8 @@ impl Switch {
     }
 
     /// The guest behind `mac` is on its way here from `from`.
-    pub(super) fn expect_parcels(&mut self, network: NetworkId, mac: Mac, from: HostId) {
-        self.end_escort(network, mac);
+    pub(super) fn expect_parcels(&mut self, now: Instant, network: NetworkId, mac: Mac, from: HostId) {
+        self.end_escort(now, network, mac);
         let coming = Coming::new(from, self.seed);
         let Some(segment) = self.segments.get_mut(&network) else { return };
         segment.escorts.insert(mac, Escort { deadline: None, role: Role::Coming(Box::new(coming)) });
@@ -132,7 +107,7 @@ impl Switch {
 
     /// The guest behind `mac` does not come.
     pub(super) fn expect_no_parcels(&mut self, network: NetworkId, mac: Mac) {
-        if matches!(self.role(network, mac), Some(Role::Coming(coming)) if matches!(coming.stage, Stage::Before)) {
+        if matches!(self.role(network, mac), Some(Role::Coming(coming)) if coming.is_before()) {
             self.remove_escort(network, mac);
         }
     }
@@ -145,9 +120,14 @@ impl Switch {
         let others: Vec<Mac> = segment.escorts.keys().copied().filter(|mac| *mac != src).collect();
         for mac in others {
             match self.role(network, mac) {
-                Some(Role::Leaving(leaving)) if leaving.is_copying => self.send_copy(now, network, mac, packet),
+                Some(Role::Leaving(leaving)) if leaving.is_copying => {
+                    if !leaving.has_got(now, packet) {
+                        self.send_copy(now, network, mac, packet);
+                    }
+                }
                 Some(Role::Coming(coming)) => {
-                    coming.hear(now, src, packet);
+                    let packets = coming.hear(now, src, packet);
+                    self.hand(network, mac, packets);
                     self.review_escort(now, network, mac);
                 }
                 Some(Role::Leaving(_)) | None => {}
@@ -209,15 +189,19 @@ impl Switch {
 
     /// Delivers what a parcel holds, if the guest lacks it. Its time is by the clock of this host.
     pub(super) fn unpack(&mut self, now: Instant, network: NetworkId, mac: Mac, parcel: Parcel<'_>) {
-        let is_lacking = match self.role(network, mac) {
+        let packets = match self.role(network, mac) {
             Some(Role::Coming(coming)) => coming.judge(now, &parcel),
-            Some(Role::Leaving(_)) => true,
-            None => false,
+            Some(Role::Leaving(_)) => VecDeque::from([parcel.packet.to_vec()]),
+            None => VecDeque::new(),
         };
-        if is_lacking {
-            self.effects.push_back(SwitchEffect::DeliverTo { network, mac, packet: parcel.packet.to_vec() });
-        }
+        self.hand(network, mac, packets);
         self.review_escort(now, network, mac);
+    }
+
+    /// Past the bridge to the guest alone.
+    fn hand(&mut self, network: NetworkId, mac: Mac, packets: VecDeque<Vec<u8>>) {
+        let deliver = |packet| SwitchEffect::DeliverTo { network, mac, packet };
+        self.effects.extend(packets.into_iter().map(deliver));
     }
 
     /// Sets the timer by what the escort waits for now. To be called when nothing waits any more, too.
@@ -242,7 +226,7 @@ impl Switch {
         let Some(role) = self.role(network, mac) else { return };
         match role {
             Role::Leaving(leaving) if leaving.is_copying && is_here && !is_waiting => {
-                *leaving = Leaving { is_copying: false, until: now + PARCEL_TAKE_TIME };
+                **leaving = Leaving { is_copying: false, until: now + PARCEL_TAKE_TIME, delivered: None };
                 self.effects.push_back(SwitchEffect::Flood { network, mac, on: true });
             }
             // A port that is off the floods is not left alone.
@@ -252,32 +236,32 @@ impl Switch {
             Role::Leaving(leaving) if leaving.until <= now => return self.remove_escort(network, mac),
             Role::Leaving(_) => {}
             Role::Coming(coming) => {
-                let (mut packets, opens) = (coming.overdue_strays(now), coming.is_caught_up(now, is_waiting));
-                if opens {
-                    packets.extend(coming.open(now));
+                let mut packets = coming.overdue_strays(now);
+                if coming.is_caught_up(now, is_waiting) {
+                    packets.append(&mut coming.attend(now));
                 }
-                let has_ended = matches!(coming.stage, Stage::Open(_, until) if until <= now);
-                let deliver = |packet| SwitchEffect::DeliverTo { network, mac, packet };
-                self.effects.extend(packets.into_iter().map(deliver));
-                if opens {
-                    self.effects.push_back(SwitchEffect::Flood { network, mac, on: true });
-                }
+                let has_ended = coming.has_ended(now);
+                self.hand(network, mac, packets);
                 if has_ended {
-                    return self.end_escort(network, mac);
+                    self.effects.push_back(SwitchEffect::Flood { network, mac, on: true });
+                    return self.remove_escort(network, mac);
                 }
             }
         }
         self.review_escort(now, network, mac);
     }
 
-    /// Ends it, and what was kept for the guest goes to it.
-    fn end_escort(&mut self, network: NetworkId, mac: Mac) {
-        if let Some(Role::Coming(coming)) = self.role(network, mac) {
-            let packets = coming.all();
-            let deliver = |packet| SwitchEffect::DeliverTo { network, mac, packet };
-            self.effects.extend(packets.into_iter().map(deliver));
+    /// Ends it, and what was kept for the guest goes to it. What it has got before it came.
+    fn end_escort(&mut self, now: Instant, network: NetworkId, mac: Mac) -> Option<Heard> {
+        self.set_escort_deadline(network, mac, None);
+        match self.segments.get_mut(&network)?.escorts.remove(&mac)?.role {
+            Role::Coming(coming) => {
+                let (packets, delivered) = coming.end(now);
+                self.hand(network, mac, packets);
+                Some(delivered)
+            }
+            Role::Leaving(leaving) => leaving.delivered,
         }
-        self.remove_escort(network, mac);
     }
 
     fn remove_escort(&mut self, network: NetworkId, mac: Mac) {
@@ -302,104 +286,10 @@ impl Switch {
     }
 }
 
-impl Coming {
-    fn new(from: HostId, seed: SeededState) -> Self {
-        Self {
-            from,
-            heard: Heard::new(seed),
-            stage: Stage::Before,
-            awaited: SeededMap::with_hasher(seed),
-            kept_back: VecDeque::new(),
-            kept_bytes: 0,
-            strays: VecDeque::new(),
-        }
-    }
-
-    /// The guest runs.
-    fn begin(&mut self, now: Instant) {
-        if matches!(self.stage, Stage::Before) {
-            self.stage = Stage::CatchingUp(now);
-            self.awaited = self.heard.newest_since(now - CATCH_UP_TIME);
-        }
-    }
-
-    /// A frame came by itself.
-    fn hear(&mut self, now: Instant, src: Mac, packet: &[u8]) {
-        let frame = self.heard.fingerprint(packet);
-        let stray = self.strays.iter().position(|stray| stray.frame == frame);
-        match stray {
-            Some(place) => drop(self.strays.remove(place)),
-            None => self.heard.note(now, frame, src),
-        }
-        if matches!(self.stage, Stage::CatchingUp(_)) {
-            self.kept_bytes += packet.len();
-            self.kept_back.push_back(packet.to_vec());
-        }
-    }
-
-    /// Whether the guest lacks what a parcel holds.
-    fn judge(&mut self, now: Instant, parcel: &Parcel<'_>) -> bool {
-        let since = match self.stage {
-            // Nobody has said that the guest runs: what follows it is all that it gets.
-            Stage::Before => return true,
-            Stage::CatchingUp(since) | Stage::Open(since, _) => since,
-        };
-        let frame = self.heard.fingerprint(parcel.packet);
-        let Some(at) = self.heard.take(frame, Instant(parcel.time)) else {
-            self.strays.push_back(Stray { until: now + PARCEL_STRAY_TIME, frame, packet: parcel.packet.to_vec() });
-            return false;
-        };
-        // Of one sender all copies before this one have come.
-        if self.awaited.get(&parcel.src).is_some_and(|last| *last <= at) {
-            self.awaited.remove(&parcel.src);
-        }
-        at < since
-    }
-
-    fn is_caught_up(&mut self, now: Instant, is_waiting: bool) -> bool {
-        let Stage::CatchingUp(since) = self.stage else { return false };
-        self.awaited.retain(|_, at| now.since(*at) < CATCH_UP_TIME);
-        let is_full = self.kept_back.len() >= CATCH_UP_FRAMES_MAX || self.kept_bytes >= HOLD_BYTES_MAX;
-        let is_late = now.since(since) >= CATCH_UP_TIME_MAX;
-        is_full || is_late || (self.awaited.is_empty() && !is_waiting)
-    }
-
-    /// The port joins the floods; what it gets before.
-    fn open(&mut self, now: Instant) -> VecDeque<Vec<u8>> {
-        if let Stage::CatchingUp(since) = self.stage {
-            self.stage = Stage::Open(since, now + PARCEL_TAKE_TIME);
-        }
-        std::mem::take(&mut self.kept_back)
-    }
-
-    fn deadline(&mut self, now: Instant, is_waiting: bool) -> Option<Instant> {
-        let is_caught_up = self.is_caught_up(now, is_waiting);
-        let stage = match self.stage {
-            Stage::Before => return None,
-            Stage::CatchingUp(_) if is_caught_up => now,
-            Stage::CatchingUp(since) => {
-                let last = self.awaited.values().max().map(|at| *at + CATCH_UP_TIME).filter(|_| !is_waiting);
-                last.unwrap_or(since + CATCH_UP_TIME_MAX)
-            }
-            Stage::Open(_, until) => until,
-        };
-        let stray = self.strays.front().map(|stray| stray.until);
-        let stray = if self.strays.len() > PARCEL_STRAYS_MAX { Some(now) } else { stray };
-        Some(stray.map_or(stage, |stray| stray.min(stage)))
-    }
-
-    /// What parcels hold whose frames have not come.
-    fn overdue_strays(&mut self, now: Instant) -> VecDeque<Vec<u8>> {
-        let mut packets = VecDeque::new();
-        while self.strays.len() > PARCEL_STRAYS_MAX || self.strays.front().is_some_and(|stray| stray.until <= now) {
-            packets.extend(self.strays.pop_front().map(|stray| stray.packet));
-        }
-        packets
-    }
-
-    fn all(&mut self) -> VecDeque<Vec<u8>> {
-        let mut packets: VecDeque<Vec<u8>> = self.strays.drain(..).map(|stray| stray.packet).collect();
-        packets.append(&mut self.kept_back);
-        packets
+impl Leaving {
+    /// Whether the guest got the frame on its way here, as a copy that was faster.
+    fn has_got(&mut self, now: Instant, packet: &[u8]) -> bool {
+        let Some(delivered) = &mut self.delivered else { return false };
+        delivered.take_first(delivered.fingerprint(packet), now - PARCEL_ORIGINAL_TIME)
     }
 }

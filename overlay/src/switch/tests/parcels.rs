@@ -1,7 +1,7 @@
 //! Frames to groups for a guest that moves.
 
 use super::*;
-use crate::limits::{CATCH_UP_TIME, PARCEL_AFTER_TIME, PARCEL_TAKE_TIME};
+use crate::limits::{CATCH_UP_TIME, PARCEL_AFTER_TIME, PARCEL_ORIGINAL_TIME, PARCEL_STRAY_TIME, PARCEL_TAKE_TIME};
 use proptest::prelude::*;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -25,6 +25,8 @@ struct Plan {
     stays: bool,
     /// Who does not know for so many milliseconds that the target has a port in the network.
     unaware: Option<(usize, u64)>,
+    /// From whom what is flooded since the port left the floods needs so many milliseconds more to the target.
+    late: Option<(usize, u64)>,
     /// Whether all frames of a host look the same.
     is_monotonous: bool,
 }
@@ -57,7 +59,7 @@ struct World {
     spoken: Vec<u32>,
 }
 
-const TALK_MS: u64 = 1_500;
+const TALK_MS: u64 = 2_000;
 const CLOSE_MS: u64 = 700;
 
 impl World {
@@ -104,7 +106,8 @@ impl World {
     }
 
     fn run(&mut self) {
-        let end = self.now + Duration::from_millis(TALK_MS) + PARCEL_TAKE_TIME + PARCEL_AFTER_TIME;
+        let talk = Duration::from_millis(TALK_MS);
+        let end = self.now + talk + PARCEL_TAKE_TIME + PARCEL_AFTER_TIME + PARCEL_ORIGINAL_TIME;
         while self.step(end) {}
     }
 
@@ -207,7 +210,10 @@ impl World {
         };
         for (to, header) in sent.into_iter().flat_map(|(hosts, header)| hosts.into_iter().map(move |to| (to, header))) {
             let to = next_index(&self.switches, to);
-            self.transmit(host, to, header, packet.clone());
+            let is_late = to == TARGET && self.now.0 >= 1_000_000 + CLOSE_MS * 1000;
+            let late_ms = self.plan.late.filter(|(from, _)| *from == host && is_late).map_or(0, |(_, ms)| ms);
+            let event = Event::Frame { from: host, to, header, packet: packet.clone() };
+            self.at(self.distance_us(host, to) + late_ms * 1000, event);
         }
         self.settle(host);
         self.at(self.plan.periods[host], Event::Speak(host));
@@ -300,6 +306,7 @@ fn plan() -> Plan {
         resume_ms: 5,
         stays: false,
         unaware: None,
+        late: None,
         is_monotonous: false,
     }
 }
@@ -317,8 +324,9 @@ prop_compose! {
         downtime_ms in 1u64..200,
         resume_ms in 1u64..60,
         stays: bool,
+        late in prop::option::of((0usize..4, 1u64..1_500)),
     ) -> Plan {
-        Plan { places, periods, downtime_ms, resume_ms, stays, ..plan() }
+        Plan { places, periods, downtime_ms, resume_ms, stays, late, ..plan() }
     }
 }
 
@@ -333,10 +341,15 @@ proptest! {
 
 #[test]
 fn a_sender_that_does_not_know_the_target_yet_is_heard_all_the_same() {
-    let world = run(Plan { unaware: Some((2, CLOSE_MS + 300)), ..plan() });
-    let mut numbers = world.heard_from(2);
-    numbers.sort_unstable();
-    assert_eq!(numbers, (0..world.spoken[2]).collect::<Vec<u32>>());
+    run(Plan { unaware: Some((2, CLOSE_MS + 300)), ..plan() }).assert_exact();
+}
+
+#[test]
+fn a_frame_that_comes_long_after_its_copy_was_delivered_is_one_too_many() {
+    let ms = PARCEL_STRAY_TIME.as_millis() as u64;
+    for late in [ms - 50, ms + 50, 4 * ms] {
+        run(Plan { late: Some((3, late)), ..plan() }).assert_exact();
+    }
 }
 
 #[test]
@@ -345,13 +358,51 @@ fn frames_that_look_the_same_are_told_apart_by_time() {
 }
 
 #[test]
-fn a_port_joins_the_floods_soon_where_hosts_are_near() {
-    let mut world = World::new(plan());
+fn frames_of_others_are_not_delayed_soon_after_the_guest_runs() {
+    let mut world = World::new(Plan { unaware: Some((2, TALK_MS)), ..plan() });
     let runs_at = world.now + Duration::from_millis(CLOSE_MS + world.plan.downtime_ms + world.plan.resume_ms);
-    while !world.floods[TARGET] {
-        assert!(world.step(runs_at + CATCH_UP_TIME));
+    while world.step(runs_at + CATCH_UP_TIME) {}
+    for host in [0, 1, 3] {
+        // Whoever has just spoken may not be heard yet.
+        assert!(world.heard_from(host).len() as u32 + 1 >= world.spoken[host]);
     }
-    assert!(world.now >= runs_at);
+    assert!((world.heard_from(2).len() as u32) < world.spoken[2] - 5, "it is waited for what its host sends");
+}
+
+#[test]
+fn a_guest_that_leaves_again_at_once_gets_no_frame_at_the_next_host_that_it_has_got() {
+    let mut lab = Lab::new(3);
+    lab.switches[0].handle_local(lab.now, NET, GUEST, PORT, &[]);
+    lab.settle();
+    let (packet, source) = ([&[0; VNET_BYTES][..], &frame(GROUP, TALKER)].concat(), Toy(0).host());
+    let flooded = FrameHeader { network: NET, hops: HOP_LIMIT, flags: Flags::VNET.with(Flags::FLOOD) };
+    let parcel = crate::wire::parcel::pack(GUEST, TALKER, 0, &packet).unwrap();
+    let header = FrameHeader { flags: crate::wire::parcel::FLAGS, ..flooded };
+
+    lab.switches[1].expect_move(lab.now, NET, GUEST, source);
+    lab.switches[0].begin_move(lab.now, NET, GUEST);
+    let claim = lab.switches[0].hand_over(lab.now, NET, GUEST, Toy(1).host()).unwrap();
+    lab.switches[1].handle_handoff(lab.now, claim);
+    lab.switches[1].handle_running(lab.now, NET, GUEST);
+    lab.switches[1].handle_local(lab.now, NET, GUEST, PORT, &[]);
+    let mut copies = 0;
+    let mut take_effects = |switch: &mut Switch| {
+        while let Some(effect) = switch.poll_effect() {
+            copies += u32::from(matches!(effect, SwitchEffect::DeliverTo { .. }));
+        }
+        copies
+    };
+    assert_eq!(lab.switches[1].egress(lab.now, source, header, &parcel), Egress::Taken);
+    assert_eq!(take_effects(&mut lab.switches[1]), 0, "the frame itself may come");
+    lab.now = lab.now + PARCEL_STRAY_TIME;
+    lab.switches[1].handle_timeout(lab.now);
+    assert_eq!(take_effects(&mut lab.switches[1]), 1);
+
+    lab.switches[1].begin_move(lab.now, NET, GUEST);
+    for waiting in [0, 1] {
+        assert_eq!(lab.switches[1].egress(lab.now, Toy(2).host(), flooded, &packet), Egress::Deliver);
+        assert_eq!(lab.switches[1].move_counts(NET, GUEST).buffered, waiting, "the second one is another frame");
+    }
 }
 
 #[test]
