@@ -11,4 +11,4 @@ mod tests;
 
 pub use coalesce::Coalescer;
 pub use segment::{Segmenter, cut_last_segment};
-pub use vnet_hdr::{Gso, VnetHdr};
+pub use vnet_hdr::{Gso, VnetHdr, wire_frames};

@@ -54,6 +54,17 @@ pub struct VnetHdr {
 #[error("The virtio-net header does not fit the frame")]
 pub struct BadOffload;
 
+/// How many frames a packet (virtio-net header and frame) is on a wire: a super-frame is several.
+pub fn wire_frames(packet: &[u8]) -> u64 {
+    let segments = || {
+        let (header, frame) = packet.split_first_chunk::<VNET_BYTES>()?;
+        let header = VnetHdr::decode(header).and_then(|wish| wish.rebuild(frame)).ok()?;
+        let layout = Layout::of(frame).ok().filter(|_| header.gso != Gso::None)?;
+        Some((layout.end - layout.payload).div_ceil(usize::from(header.gso_size.max(1))) as u64)
+    };
+    segments().unwrap_or(1)
+}
+
 impl VnetHdr {
     /// The header of a frame that is finished.
     pub const PLAIN: Self =

@@ -7,6 +7,7 @@ use crate::drop_reason::DropReason;
 use crate::ids::{HostId, Mac, NetworkId};
 use crate::limits::{HOP_LIMIT, REDIRECT_INTERVAL, STRAGGLER_TIME};
 use crate::names::SERVICE_MAC;
+use crate::offload::wire_frames;
 use crate::switch::hold::Held;
 use crate::switch::service::Served;
 use crate::time::Instant;
@@ -110,18 +111,19 @@ impl Switch {
         }
     }
 
-    /// Decides where a packet goes that the link to `from` brought. `head` holds its first bytes, as for `ingress`.
+    /// Decides where a packet goes that the link to `from` brought, all of which is in `packet`, with the virtio-net
+    /// header.
     // HOT PATH
-    pub fn egress(&mut self, now: Instant, from: HostId, header: FrameHeader, head: &[u8]) -> Egress {
+    pub fn egress(&mut self, now: Instant, from: HostId, header: FrameHeader, packet: &[u8]) -> Egress {
         let network = header.network;
         let Some(segment) = self.segments.get(&network) else { return Egress::Drop(DropReason::UnknownNetwork) };
         if !header.flags.has(Flags::VNET) {
             return Egress::Drop(DropReason::Malformed);
         }
         if header.flags == parcel::FLAGS {
-            return self.take_parcel(now, from, header, head);
+            return self.take_parcel(now, from, header, packet);
         }
-        let Some(Ok(view)) = head.get(VNET_BYTES..).map(EthernetView::new_checked) else {
+        let Some(Ok(view)) = packet.get(VNET_BYTES..).map(EthernetView::new_checked) else {
             return Egress::Drop(DropReason::Malformed);
         };
         let (src, dst) = (view.src(), view.dst());
@@ -143,7 +145,7 @@ impl Switch {
         }
         let deliver = if segment.attached { Egress::Deliver } else { Egress::Drop(DropReason::UnknownNetwork) };
         if dst.is_group() {
-            self.hear_group(now, network, head);
+            self.hear_group(now, network, packet);
             return deliver;
         }
         match segment.bindings.get(&dst) {
@@ -163,20 +165,20 @@ impl Switch {
                     && (claim.holder != from || !header.flags.has(Flags::FORWARDED)) =>
             {
                 let claim = claim.clone();
-                self.forward(now, from, header, claim)
+                self.forward(now, from, header, (packet, claim))
             }
             _ => {
                 if header.flags.has(Flags::FORWARDED) {
-                    self.count_arrival(network, dst);
+                    self.count_arrival(network, dst, wire_frames(packet));
                 }
                 deliver
             }
         }
     }
 
-    fn count_arrival(&mut self, network: NetworkId, mac: Mac) {
+    fn count_arrival(&mut self, network: NetworkId, mac: Mac, frames: u64) {
         if let Some(binding) = self.binding(network, mac) {
-            binding.counts.arrived += 1;
+            binding.counts.arrived += frames;
         }
     }
 
@@ -184,8 +186,8 @@ impl Switch {
     pub fn hold(&mut self, now: Instant, network: NetworkId, mac: Mac, header: FrameHeader, packet: Vec<u8>) {
         let mut held = Held { header, packet };
         let counts = held.date(now);
-        if let Some(binding) = self.binding(network, mac).filter(|_| counts) {
-            binding.counts.arrived += 1;
+        if counts {
+            self.count_arrival(network, mac, held.frames());
         }
         self.keep(network, mac, held);
     }
@@ -202,13 +204,13 @@ impl Switch {
     }
 
     /// A straggler: its sender has not heard yet that the address moved.
-    fn forward(&mut self, now: Instant, from: HostId, header: FrameHeader, claim: Claim) -> Egress {
+    fn forward(&mut self, now: Instant, from: HostId, header: FrameHeader, (packet, claim): (&[u8], Claim)) -> Egress {
         if header.hops == 0 {
             return Egress::Drop(DropReason::HopLimit);
         }
         let to = claim.holder;
         if let Some(binding) = self.binding(claim.network, claim.mac) {
-            binding.counts.forwarded += 1;
+            binding.counts.forwarded += wire_frames(packet);
         }
         self.redirect(now, from, claim);
         let flags = header.flags.with(Flags::FORWARDED);

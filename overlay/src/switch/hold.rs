@@ -5,6 +5,7 @@ use super::{Switch, SwitchEffect};
 use crate::drop_reason::DropReason;
 use crate::ids::{Mac, NetworkId};
 use crate::limits::{HOLD_BYTES_MAX, HOLD_TOTAL_BYTES_MAX, RELEASE_BYTES, RELEASE_FRAMES, RELEASE_INTERVAL};
+use crate::offload::wire_frames;
 use crate::time::Instant;
 use crate::wire::frame::{Flags, FrameHeader};
 use crate::wire::parcel::{self, Parcel};
@@ -78,6 +79,11 @@ impl Held {
         self.header.flags == parcel::FLAGS
     }
 
+    /// How many frames it is on a wire. A parcel is one, whatever is in it: it comes whole or not at all.
+    pub(super) fn frames(&self) -> u64 {
+        if self.is_parcel() { 1 } else { wire_frames(&self.packet) }
+    }
+
     /// Takes note of when it came. Whether it counts as one that another host has sent on.
     pub(super) fn date(&mut self, now: Instant) -> bool {
         if !self.is_parcel() {
@@ -104,9 +110,10 @@ impl Switch {
         let budget = &mut self.hold_budget;
         let binding = self.segments.get_mut(&network).and_then(|segment| segment.bindings.get_mut(&mac));
         let is_kept = binding.is_some_and(|binding| {
+            let frames = held.frames();
             let is_kept = binding.held.push(budget, held);
-            binding.counts.buffered += u64::from(is_kept);
-            binding.counts.lost += u64::from(!is_kept);
+            let count = if is_kept { &mut binding.counts.buffered } else { &mut binding.counts.lost };
+            *count += frames;
             is_kept
         });
         if !is_kept {
@@ -141,6 +148,7 @@ impl Switch {
                 }
                 continue;
             }
+            let wire_frames = held.frames();
             held.undate(now);
             let Held { header, packet } = held;
             match header.hops.checked_sub(1) {
@@ -150,7 +158,7 @@ impl Switch {
                     let header = FrameHeader { hops, flags, ..header };
                     self.effects.push_back(SwitchEffect::Transmit { to, header, packet });
                     if let Some(binding) = self.binding(network, mac) {
-                        binding.counts.forwarded += 1;
+                        binding.counts.forwarded += wire_frames;
                     }
                 }
                 None => self.drops.count(DropReason::HopLimit),
@@ -162,8 +170,8 @@ impl Switch {
     pub(super) fn drop_held(&mut self, network: NetworkId, mac: Mac) {
         let budget = &mut self.hold_budget;
         let Some(binding) = self.segments.get_mut(&network).and_then(|s| s.bindings.get_mut(&mac)) else { return };
-        for _ in binding.held.take(budget) {
-            binding.counts.lost += 1;
+        for held in binding.held.take(budget) {
+            binding.counts.lost += held.frames();
             self.drops.count(DropReason::HoldOverflow);
         }
     }

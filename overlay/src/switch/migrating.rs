@@ -12,7 +12,8 @@ use crate::wire::ethernet::EthernetView;
 use crate::wire::frame::{Flags, FrameHeader, VNET_BYTES};
 use crate::wire::parcel;
 
-/// Frames for one address on this host, since it was last about to leave or to come.
+/// Frames for one address on this host, since it was last about to leave or to come. A super-frame counts as the frames
+/// that it is on a wire: links deliver what they have of one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct MoveCounts {
     /// Those that waited.
@@ -53,10 +54,11 @@ impl Switch {
                 }
                 _ => (Flags::VNET, packet),
             };
-            let header = FrameHeader { network, hops: HOP_LIMIT, flags };
-            match binding.held.push_front(budget, Held { header, packet }) {
-                true => binding.counts.buffered += 1,
-                false => binding.counts.lost += 1,
+            let held = Held { header: FrameHeader { network, hops: HOP_LIMIT, flags }, packet };
+            let frames = held.frames();
+            match binding.held.push_front(budget, held) {
+                true => binding.counts.buffered += frames,
+                false => binding.counts.lost += frames,
             }
         }
     }

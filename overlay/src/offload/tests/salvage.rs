@@ -39,13 +39,17 @@ proptest! {
             }
             begin = end;
         }).unwrap();
-        let mut out = Vec::new();
+        prop_assert_eq!(wire_frames(&packet), (layout.end - layout.payload).div_ceil(vnet.gso_size.into()) as u64);
+        let (mut out, mut frames) = (Vec::new(), 0);
         let found = Segmenter::default().salvage(b"head", &damaged, &ranges, &mut |piece| {
-            let (vnet, frame) = piece.strip_prefix(b"head").unwrap().split_first_chunk::<VNET_BYTES>().unwrap();
+            let piece = piece.strip_prefix(b"head").unwrap();
+            frames += wire_frames(piece);
+            let (vnet, frame) = piece.split_first_chunk::<VNET_BYTES>().unwrap();
             let vnet = VnetHdr::decode(vnet).unwrap().rebuild(frame).unwrap();
             Segmenter::default().finish(&vnet, frame, |segment| out.push(segment.to_vec())).unwrap();
         });
         prop_assert_eq!(found, !whole.is_empty());
+        prop_assert_eq!(frames, out.len() as u64);
         prop_assert_eq!(out, whole);
     }
 
@@ -54,5 +58,6 @@ proptest! {
         cuts.sort_unstable();
         let ranges: Vec<_> = cuts.chunks_exact(2).map(|cut| (cut[0].min(packet.len()), cut[1].min(packet.len()))).collect();
         Segmenter::default().salvage(&[], &packet, &ranges, &mut |_| {});
+        wire_frames(&packet);
     }
 }
