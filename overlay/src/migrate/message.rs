@@ -98,6 +98,9 @@ pub struct Arrival {
     pub answered_us: u64,
     /// The guest's process is gone already: what is left to be sent helps nobody.
     pub has_ended: bool,
+    /// Microseconds of `opened_us`, in post-copy, in which the hypervisor waited for what it needed of the guest before
+    /// that could go on.
+    pub fetched_us: u64,
 }
 
 impl ToTarget {
@@ -167,7 +170,7 @@ mod tests {
         for message in [ToTarget::Offer(offer), ToTarget::Abort { id, why: "x".into() }, ToTarget::Finish { id }] {
             assert_eq!(ToTarget::decode(&message.encode()), Ok(message));
         }
-        let arrival = Arrival { opened_us: 1, answered_us: 2, has_ended: false };
+        let arrival = Arrival { opened_us: 3, answered_us: 4, has_ended: false, fetched_us: 2 };
         for message in [ToSource::Ready { id, post_copy: true }, ToSource::Taken { id, arrival }] {
             assert_eq!(ToSource::decode(&message.encode()), Ok(message));
         }

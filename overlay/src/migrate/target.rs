@@ -7,6 +7,7 @@ use super::{
 use crate::claims::Claim;
 use crate::time::Instant;
 use std::collections::VecDeque;
+use std::time::Duration;
 
 /// One migration on the host that gets the VM.
 ///
@@ -22,6 +23,9 @@ pub struct Target {
     /// An earlier agent may have let the guest run.
     may_have_run: bool,
     memory: Memory,
+    /// The guest goes on before all of its memory is here, and since when it was told to.
+    is_post_copy: bool,
+    resuming: Option<Instant>,
     arrival: Arrival,
     why: String,
     timers: Timers,
@@ -94,6 +98,8 @@ pub enum TargetInput {
     Broken(String),
     /// QEMU ended.
     Ended,
+    /// Begins [`TargetEffect::Resume`]: QEMU is told to let the guest go on.
+    Resuming,
     /// Answers [`TargetEffect::Resume`]: the guest runs, or may have run.
     Resumed,
     /// Answers [`TargetEffect::Resume`]: QEMU refuses, and the guest has not run.
@@ -179,6 +185,8 @@ impl Target {
             post_copy: false,
             may_have_run: false,
             memory: Memory::Whole,
+            is_post_copy: false,
+            resuming: None,
             arrival: Arrival::default(),
             why: String::new(),
             timers: Timers::default(),
@@ -238,7 +246,8 @@ impl Target {
             TargetInput::NotPersisted(why) => self.on_not_persisted(why),
             TargetInput::Broken(why) if self.is_waiting() => self.drop_copy(why),
             TargetInput::Ended => self.on_ended(now),
-            TargetInput::Resumed if self.state == State::Taking => self.on_resumed(),
+            TargetInput::Resuming => self.resuming = Some(now),
+            TargetInput::Resumed if self.state == State::Taking => self.on_resumed(now),
             TargetInput::NotResumed(why) if self.state == State::Taking => self.on_not_resumed(now, why),
             TargetInput::Opened if self.state == State::Taking => self.on_opened(now),
             TargetInput::Dropped => self.on_dropped(),
@@ -289,8 +298,12 @@ impl Target {
 
     fn on_loaded(&mut self, now: Instant, is_whole: bool) {
         self.on_flow(if is_whole { Memory::Whole } else { Memory::Fetched });
+        self.is_post_copy |= !is_whole;
         match (self.state, &self.go) {
-            (State::Receiving, Some(_)) => self.take(),
+            (State::Receiving, Some(_)) => {
+                self.arrival.fetched_us = if is_whole { 0 } else { self.since_go(now) };
+                self.take();
+            }
             (State::Receiving, None) => self.hold(now),
             (State::Emptying, _) if is_whole => self.end(),
             _ => {}
@@ -401,7 +414,10 @@ impl Target {
         self.drop_copy(why);
     }
 
-    fn on_resumed(&mut self) {
+    fn on_resumed(&mut self, now: Instant) {
+        if let Some(since) = self.resuming.filter(|_| self.is_post_copy) {
+            self.arrival.fetched_us += micros(now.since(since));
+        }
         self.effects.push_back(TargetEffect::OpenPorts);
     }
 
@@ -424,8 +440,7 @@ impl Target {
     }
 
     fn since_go(&self, now: Instant) -> u64 {
-        let since = self.go.as_ref().map(|(at, _)| now.since(*at)).unwrap_or_default();
-        u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+        micros(self.go.as_ref().map(|(at, _)| now.since(*at)).unwrap_or_default())
     }
 
     fn drop_copy(&mut self, why: String) {
@@ -476,4 +491,8 @@ impl Target {
     fn send(&mut self, message: ToSource) {
         self.effects.push_back(TargetEffect::Send(message));
     }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }

@@ -256,6 +256,24 @@ fn running() -> Target {
 }
 
 #[test]
+fn what_post_copy_needs_before_the_guest_goes_on_is_told_apart() {
+    let ms = |ms| NOW + Duration::from_millis(ms);
+    for (is_whole, fetched_us) in [(false, 40_000 + 30_000), (true, 0)] {
+        let mut target = target(&[TargetInput::Prepared { post_copy: true }, go()]).0;
+        target.handle(ms(40), TargetInput::Loaded { is_whole });
+        target.handle(ms(45), TargetInput::Resuming);
+        target.handle(ms(75), TargetInput::Resumed);
+        target.handle(ms(76), TargetInput::Opened);
+        let arrival = std::iter::from_fn(|| target.poll_effect()).find_map(|effect| match effect {
+            TargetEffect::Send(ToSource::Taken { arrival, .. }) => Some(arrival),
+            _ => None,
+        });
+        let told = Arrival { opened_us: 76_000, answered_us: 76_000, has_ended: false, fetched_us };
+        assert_eq!(arrival, Some(told));
+    }
+}
+
+#[test]
 fn a_guest_that_hangs_for_memory_is_told_of_and_not_ended() {
     let mut target = running();
     target.handle(NOW, TargetInput::MemoryCut);

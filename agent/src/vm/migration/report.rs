@@ -49,9 +49,11 @@ impl Times {
     }
 
     /// The hypervisor's share of the blackout: from when QEMU began to pause the guest until it had sent all that it
-    /// needs to run. So QEMU counts too, but does not know that it was told to pause the guest for this.
-    pub(super) fn downtime(&self) -> Duration {
-        self.stopped.zip(self.sent).map(|(stopped, sent)| sent.since(stopped)).unwrap_or_default()
+    /// needs to run. So QEMU counts too, but does not know that it was told to pause the guest for this. In post-copy
+    /// it begins to send that when it says so, and its other half fetches the rest before the guest goes on.
+    pub(super) fn downtime(&self, arrival: &Arrival) -> Duration {
+        let sent = self.stopped.zip(self.sent).map(|(stopped, sent)| sent.since(stopped)).unwrap_or_default();
+        sent + Duration::from_micros(arrival.fetched_us)
     }
 
     /// From when frames waited until the first was on its way to the guest. The two hosts' clocks are never compared:
@@ -104,14 +106,16 @@ mod tests {
         let at = |ms| Some(begun + Duration::from_millis(ms));
         let mut times =
             Times { closed: at(100), stopped: at(103), given: at(150), taken: at(200), ..Times::new(begun) };
-        let arrival = Arrival { opened_us: 8_000, answered_us: 10_000, has_ended: false };
+        let arrival = Arrival { opened_us: 8_000, answered_us: 10_000, ..Arrival::default() };
         assert_eq!(times.blackout(&arrival), Duration::from_millis(50 + 20 + 8));
         for (input, ms) in [(SourceInput::Stopped, 105), (SourceInput::Sent, 145), (SourceInput::Sent, 160)] {
             times.see(&input, begun + Duration::from_millis(ms));
         }
-        assert_eq!(times.downtime(), Duration::from_millis(42));
+        assert_eq!(times.downtime(&arrival), Duration::from_millis(42));
+        let fetched = Arrival { fetched_us: 3_000, ..arrival };
+        assert_eq!(times.downtime(&fetched), Duration::from_millis(45));
         times.see(&SourceInput::Stopped, begun + Duration::from_millis(102));
-        assert_eq!(times.downtime(), Duration::from_millis(43), "QEMU was faster than who told it");
+        assert_eq!(times.downtime(&arrival), Duration::from_millis(43), "QEMU was faster than who told it");
     }
 
     #[test]

@@ -578,7 +578,7 @@ impl Task {
             to: Text(self.peer),
             host_name: String::new(),
             total_ms: milliseconds(total),
-            downtime_ms: milliseconds(self.times.downtime()),
+            downtime_ms: milliseconds(self.times.downtime(arrival)),
             blackout_ms: milliseconds(self.times.blackout(arrival)),
             frames_forwarded: source.forwarded,
             frames_buffered: source.buffered + target.buffered,

@@ -366,6 +366,7 @@ impl Task {
             return self.hear(TargetInput::NotResumed("the machine at the target ended".into()));
         };
         let (events, later) = (live.events.subscribe(), live.events.subscribe());
+        self.hear(TargetInput::Resuming);
         tokio::select! {
             biased;
             answer = live.qmp.run("cont") => match answer {
