@@ -154,11 +154,16 @@ pub(crate) fn open_tap(name: &str) -> io::Result<OwnedFd> {
 }
 
 /// A socket for ICMP in the network namespace of the calling thread; it gives IPv4 packets with their headers.
+///
+/// It has room for seconds of answers: what a busy machine brings late, it brings at once.
 pub(crate) fn open_icmp() -> io::Result<OwnedFd> {
     // SAFETY: takes only integers.
     let fd = check(unsafe { libc::socket(libc::AF_INET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::IPPROTO_ICMP) })?;
     // SAFETY: a fresh descriptor that nothing else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let bytes: libc::c_int = 16 << 20;
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes)?;
+    Ok(socket)
 }
 
 /// A packet socket on interface `name` of the calling thread's network namespace that sees every frame.

@@ -36,6 +36,8 @@ pub(crate) struct Experience {
     /// Lines that the session said.
     lines: u64,
     written_bytes: u64,
+    /// Frames that the VM's own kernel had no memory or no room for.
+    guest_drops: u64,
 }
 
 impl Company {
@@ -62,7 +64,8 @@ impl Company {
         ensure!(answers.right > 0 && answers.wrong == 0, "The VM's name was wrong: {answers}");
         let transfer = self.transfer.finish()?;
         let written_bytes = compare_disk(lab, vm)?;
-        Ok(Experience { echoes, transfer, group, answers, lines, written_bytes })
+        let guest_drops = vm.ssh(lab, GUEST_DROPS)?.trim().parse().context("The VM does not say what it dropped")?;
+        Ok(Experience { echoes, transfer, group, answers, lines, written_bytes, guest_drops })
     }
 }
 
@@ -80,11 +83,11 @@ impl Experience {
 
 impl fmt::Display for Experience {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { echoes, transfer, group, answers, lines, written_bytes } = self;
+        let Self { echoes, transfer, group, answers, lines, written_bytes, guest_drops } = self;
         write!(
             f,
             "{echoes} | TCP {} bytes, stalled {} ms | to the group {group} | {answers} | {lines} lines by ssh | {} MiB on \
-             disk",
+             disk | {guest_drops} frames dropped by the VM's kernel",
             transfer.bytes,
             transfer.stall_max_ms,
             written_bytes >> 20,
@@ -157,6 +160,9 @@ fn compare_disk(lab: &Lab, vm: &TravellingVm) -> Result<u64> {
     Ok(blocks * (64 << 10))
 }
 
+/// Says how many frames its interfaces have dropped.
+const GUEST_DROPS: &str =
+    "cat /sys/class/net/*/statistics/rx_dropped | { n=0; while read d; do n=$((n+d)); done; echo $n; }";
 /// Who answers in the network for all names.
 const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
 /// Of 64 KiB, on a disk of 64 MiB.
