@@ -108,7 +108,7 @@ async fn serve(source: &Source, config: Config, log: &LogHandle) -> anyhow::Resu
     let sockets = Sockets { core: handle.clone(), netdev: netdev.clone(), devices: devices.clone() };
     let image_source = image_source(&handle, &streams, &images, &events);
     let vms = open_vms(&state, (sockets, streams.clone()), &image_source, clock, &discs, &facts).await?;
-    let migrations = Migrations::start(vms.clone(), streams.clone(), inbound.migration, engine.clone())?;
+    let migrations = Migrations::start(vms.clone(), streams.clone(), inbound.migration, engine.clone()).await?;
     tokio::spawn(attach::serve(vms.clone(), inbound.attach));
     let attachments = Attachments { me: discs.me, core: handle.clone(), streams: streams.clone(), vms: vms.clone() };
     let agent = Arc::new(Agent {

@@ -1,8 +1,8 @@
 //! Virtual machines of this host: their definitions on disk, their QEMU processes, their consoles.
 //!
 //! One QEMU process for each VM that runs, which outlives the agent: its QMP and serial sockets stand in the VM's
-//! directory, and the next agent finds it by them. What a VM may do in which state, and whether there is room for it,
-//! is decided in the overlay.
+//! directory, and the next agent finds it by them; the connection to QMP it keeps itself. What a VM may do in which
+//! state, and whether there is room for it, is decided in the overlay.
 
 mod addresses;
 mod cdrom;
@@ -19,6 +19,7 @@ mod limits;
 mod machine;
 mod medium;
 mod migration;
+mod monitor;
 mod moving;
 mod names;
 mod process;

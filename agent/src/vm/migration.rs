@@ -25,8 +25,9 @@ use crate::name::Name;
 use crate::swarm::streams::{Inbound, Stream, Streams};
 use anyhow::Context;
 use book::Book;
-use line::Purpose;
+use line::{Bridge, Purpose};
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -77,6 +78,8 @@ enum Inbox {
     Said(Vec<u8>),
     /// A stream ended.
     Lost(u64),
+    /// QEMU can go on sending memory, or why not.
+    Way(anyhow::Result<(OwnedFd, Bridge)>),
     /// A copy is there, or why not.
     Prepared(anyhow::Result<target::Prepared>),
     /// The operator wants it to end, and hears why it can't.
@@ -101,7 +104,7 @@ impl Migrations {
     ///
     /// # Errors
     /// If the records can't be read.
-    pub fn start(
+    pub async fn start(
         vms: Arc<Vms>,
         streams: Streams,
         inbound: mpsc::Receiver<Inbound>,
@@ -111,7 +114,7 @@ impl Migrations {
         let records = book.load()?;
         let shared = Arc::new(Shared { vms, streams, engine, book, sessions: Mutex::default() });
         for record in records {
-            shared.restore(record);
+            shared.restore(record).await;
         }
         tokio::spawn(serve(shared.clone(), inbound));
         Ok(Self(shared))
@@ -231,11 +234,11 @@ impl Shared {
         (inbox, receiver)
     }
 
-    fn restore(self: &Arc<Self>, record: Record) {
+    async fn restore(self: &Arc<Self>, record: Record) {
         if record.phase.is_source() {
             source::restore(self, record);
         } else {
-            target::restore(self, record);
+            target::restore(self, record).await;
         }
     }
 
@@ -282,6 +285,13 @@ async fn serve_one(shared: &Arc<Shared>, host: HostId, mut stream: Stream) -> an
             let files = shared.vms.store.files(session.vm);
             line::join(&files.memory_socket(), stream).await;
         }
+        (Purpose::MemoryAgain, Some(session)) => {
+            let machine = shared.vms.machine_or_copy(session.vm).context("There is no such VM")?;
+            let live = machine.live().context("It does not run")?;
+            hypervisor::receive_again(&live, &machine.files).await?;
+            tracing::info!(vm = %machine.spec().name, "The guest waits for memory, whose stream broke");
+            line::join_again(&machine.files.memory_socket(), stream).await?;
+        }
         (Purpose::Disk, Some(session)) => {
             let files = shared.vms.store.files(session.vm);
             line::join(&files.mirror_socket(), stream).await;
@@ -311,7 +321,7 @@ async fn serve_one(shared: &Arc<Shared>, host: HostId, mut stream: Stream) -> an
                 }
             }
         }
-        (Purpose::Memory | Purpose::Disk | Purpose::Console, None) => {}
+        (Purpose::Memory | Purpose::MemoryAgain | Purpose::Disk | Purpose::Console, None) => {}
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use super::error::VmError;
 use super::launch::limit;
 use super::machine::{Live, Machine, News, Trouble};
 use super::process::Process;
-use super::qmp::Qmp;
+use super::qmp::{Qmp, QmpError};
 use super::spec::Spec;
 use super::store::Record;
 use super::supervisor::{clean_up, on_end};
@@ -75,6 +75,29 @@ async fn reset(machine: &Machine, qmp: &Qmp) -> anyhow::Result<()> {
         anyhow::Ok(())
     };
     tokio::time::timeout(RESET_TIME_MAX, is_reset).await.context("QEMU does not reset the machine")?
+}
+
+/// What QEMU says that the guest does. One that `may_fetch` memory from another host waits for it in its main loop and
+/// does not answer: it runs until it needs what is not there yet.
+pub(super) async fn status(qmp: &Qmp, may_fetch: bool) -> Result<String, QmpError> {
+    let asked = qmp.run("query-status");
+    let answer = match may_fetch {
+        false => asked.await?,
+        true => match tokio::time::timeout(LOOK_TIME_MAX, asked).await {
+            Ok(answer) => answer?,
+            Err(_) => return Ok("running".into()),
+        },
+    };
+    Ok(answer["status"].as_str().unwrap_or_default().to_owned())
+}
+
+/// What a status means for a VM.
+pub(super) fn state_of(status: &str) -> VmState {
+    match status {
+        // In post-copy, QEMU still reads devices when it was told to let the guest run, and does so in a moment.
+        "running" | "inmigrate" => VmState::Running,
+        _ => VmState::Paused,
+    }
 }
 
 /// Where VMs of this host have gone, for those who look for them here.
@@ -146,21 +169,16 @@ impl Vms {
             None => {
                 tracing::info!(vm = name, "A VM goes on: its memory comes again");
                 self.tell(EventKind::VmResumed { vm, name });
+                // An agent that was started again could not tell it.
+                live.qmp.run("cont").await.ok();
                 self.look_at_guest(machine, &live).await;
             }
         }
     }
 
     async fn look_at_guest(&self, machine: &Machine, live: &Live) {
-        // One that does not answer runs until it needs memory that is not there yet.
-        let status = match tokio::time::timeout(LOOK_TIME_MAX, live.qmp.run("query-status")).await {
-            Ok(answer) => answer.ok(),
-            Err(_) => return self.set_state(machine, VmState::Running).await,
-        };
-        let status = status.as_ref().and_then(|status| status.get("status")).and_then(|status| status.as_str());
-        // In post-copy, QEMU still reads devices when it was told to let the guest run, and does so in a moment.
-        let runs = matches!(status, Some("running" | "inmigrate"));
-        self.set_state(machine, if runs { VmState::Running } else { VmState::Paused }).await;
+        let status = status(&live.qmp, true).await.unwrap_or_default();
+        self.set_state(machine, state_of(&status)).await;
     }
 
     /// Makes a copy of a VM that will get its disk and memory from another host.

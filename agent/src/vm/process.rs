@@ -54,6 +54,9 @@ impl Process {
                 libc::umask(0o177);
                 // What the agent may do with the network is not for a guest's process. Old kernels have no such set.
                 libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+                // The next agent is no parent of it, and has to reach its descriptors; of other users' processes this
+                // makes none more trusted. Kernels without that check don't know the call.
+                libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY, 0, 0, 0);
                 if libc::setsid() < 0 {
                     return Err(io::Error::last_os_error());
                 }
@@ -97,6 +100,31 @@ impl Process {
 
     pub(super) fn mark(&self) -> ProcessMark {
         self.mark
+    }
+
+    /// One of its descriptors, to use it together.
+    ///
+    /// # Errors
+    /// If it has none of this number, or this kernel or its security module does not allow it.
+    pub(super) fn borrow(&self, number: RawFd) -> io::Result<OwnedFd> {
+        // SAFETY: the call takes no pointers.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, self.pidfd.as_raw_fd(), number, 0) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
+        // SAFETY: the descriptor is new and nobody else has it.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+
+    /// The numbers of its descriptors that are sockets.
+    pub(super) fn sockets(&self) -> io::Result<Vec<RawFd>> {
+        let entries = fs::read_dir(format!("/proc/{}/fd", self.mark.pid))?.flatten();
+        let sockets = entries.filter(|entry| {
+            // One may have been closed meanwhile.
+            fs::read_link(entry.path()).is_ok_and(|target| target.to_string_lossy().starts_with("socket:"))
+        });
+        Ok(sockets.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
     }
 
     /// Waits for its end. Cancel safe.

@@ -1,6 +1,11 @@
-//! A client of QEMU's monitor: commands with ids, answers and events on one Unix socket.
+//! A client of QEMU's monitor: commands with ids, answers and events on one Unix socket. A connection outlives the
+//! agent that made it ([`super::monitor`]); the next one goes on with it.
+//!
+//! QEMU takes eight commands that wait for its main loop, and then none at all. So it has one at a time: those that can
+//! help out a main loop that hangs find their way.
 
 use super::descriptor;
+use crate::entropy;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -24,10 +29,17 @@ const LINE_BYTES_MAX: u64 = 4 << 20;
 
 /// The capability of running commands beside the main loop.
 const OUT_OF_BAND: &str = "oob";
+/// What makes QEMU forget half a command: no JSON has it.
+const RESET: &[u8] = b"\xff\n";
+/// A command out of band that changes nothing.
+const PING: &str = "query-yank";
 
 /// The way to one QEMU. Clones share the connection.
 #[derive(Clone, Debug)]
-pub struct Qmp(mpsc::Sender<Command>);
+pub struct Qmp {
+    main: mpsc::Sender<Command>,
+    beside: mpsc::Sender<Command>,
+}
 
 /// Something that happened in QEMU.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -126,17 +138,43 @@ impl Qmp {
             return Err(QmpError::Broken("it does not greet".into()));
         };
         let wanted: Vec<Value> = capabilities.into_iter().filter(|name| name == OUT_OF_BAND).collect();
-        let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
-        let (events, receiver) = mpsc::channel(EVENTS_MAX);
-        tokio::spawn(serve(lines, write, inbox, events));
-        let qmp = Self(commands);
+        let (qmp, events) = Self::serve(lines, write, 0);
         qmp.run_with("qmp_capabilities", json!({"enable": wanted})).await?;
-        Ok((qmp, receiver))
+        Ok((qmp, events))
+    }
+
+    /// Goes on with a connection that somebody else made, who may have said half a command, and have heard half an
+    /// answer. QEMU's main loop may hang. What happened meanwhile is not told.
+    ///
+    /// # Errors
+    /// If the other end does not speak QMP, or not in time.
+    pub async fn resume(stream: UnixStream) -> Result<(Self, mpsc::Receiver<Event>), QmpError> {
+        let (read, mut write) = stream.into_split();
+        let mut lines = Lines(BufReader::new(read));
+        // Nobody else has drawn the same: what was asked before is not taken for an answer. JSON has signed numbers.
+        let mark = entropy::u64() >> 2;
+        let ping = Command::line(Lane::Beside, PING, &json!({}), mark);
+        let found = async {
+            write.write_all(&[RESET, ping.as_bytes()].concat()).await?;
+            lines.skip_to_answer(mark).await
+        };
+        tokio::time::timeout(ANSWER_TIMEOUT, found).await.map_err(|_| QmpError::Timeout)??;
+        Ok(Self::serve(lines, write, mark))
+    }
+
+    /// Serves a connection whose next command has a higher id than `last`.
+    fn serve(lines: Lines, write: OwnedWriteHalf, last: u64) -> (Self, mpsc::Receiver<Event>) {
+        let (main, main_inbox) = mpsc::channel(COMMANDS_MAX);
+        let (beside, beside_inbox) = mpsc::channel(COMMANDS_MAX);
+        let (events, receiver) = mpsc::channel(EVENTS_MAX);
+        let desk = Desk { waiting: HashMap::new(), busy: None, last, events };
+        tokio::spawn(serve(lines, write, [main_inbox, beside_inbox], desk));
+        (Self { main, beside }, receiver)
     }
 
     /// Whether the connection is gone, and most probably QEMU.
     pub fn is_closed(&self) -> bool {
-        self.0.is_closed()
+        self.main.is_closed()
     }
 
     /// Runs a command without arguments.
@@ -181,23 +219,36 @@ impl Qmp {
         let (answer, result) = oneshot::channel();
         let (name, asked) = (command, Instant::now());
         let command = Command { name: name.to_owned(), arguments, lane, descriptor, answer };
-        self.0.send(command).await.map_err(|_| QmpError::Closed)?;
-        let result = tokio::time::timeout(ANSWER_TIMEOUT, result).await;
+        let sender = match lane {
+            Lane::Main => &self.main,
+            Lane::Beside => &self.beside,
+        };
+        let answered = async {
+            sender.send(command).await.map_err(|_| QmpError::Closed)?;
+            result.await.unwrap_or(Err(QmpError::Closed))
+        };
+        let result = tokio::time::timeout(ANSWER_TIMEOUT, answered).await;
         tracing::trace!("QEMU took {} us for {name}", asked.elapsed().as_micros());
-        match result {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(QmpError::Closed),
-            Err(_) => Err(QmpError::Timeout),
-        }
+        result.unwrap_or(Err(QmpError::Timeout))
     }
+}
+
+/// What is known of the commands of one connection.
+struct Desk {
+    waiting: HashMap<u64, Command>,
+    /// What QEMU's main loop has to do, whether anybody waits for it or not.
+    busy: Option<u64>,
+    /// The id of the last command.
+    last: u64,
+    events: mpsc::Sender<Event>,
 }
 
 /// Serves one connection until it ends.
 async fn serve(
     mut lines: Lines,
     mut write: OwnedWriteHalf,
-    mut commands: mpsc::Receiver<Command>,
-    events: mpsc::Sender<Event>,
+    [mut main, mut beside]: [mpsc::Receiver<Command>; 2],
+    mut desk: Desk,
 ) {
     // Reading a line can't be cancelled in the middle, so it has a task of its own.
     let (messages, mut inbox) = mpsc::channel(1);
@@ -214,25 +265,27 @@ async fn serve(
             }
         }
     });
-    let mut waiting: HashMap<u64, Command> = HashMap::new();
-    let mut next = 0_u64;
     loop {
-        tokio::select! {
+        let command = tokio::select! {
             message = inbox.recv() => match message {
-                Some(message) => take(message, &mut waiting, &events),
+                Some(message) => {
+                    desk.take(message);
+                    continue;
+                }
                 None => break,
             },
-            command = commands.recv() => {
-                let Some(mut command) = command else { break };
-                next += 1;
-                let (line, descriptor) = (command.line(next), command.descriptor.take());
-                waiting.insert(next, command);
-                // Nobody waits any more for those that timed out.
-                waiting.retain(|_, command| !command.answer.is_closed());
-                if say(&mut write, line.as_bytes(), descriptor).await.is_err() {
-                    break;
-                }
-            }
+            command = main.recv(), if desk.busy.is_none() => command,
+            command = beside.recv() => command,
+        };
+        let Some(mut command) = command else { break };
+        // Nobody waits any more for one that timed out.
+        if command.answer.is_closed() {
+            continue;
+        }
+        let descriptor = command.descriptor.take();
+        let line = desk.enter(command);
+        if say(&mut write, line.as_bytes(), descriptor).await.is_err() {
+            break;
         }
     }
     reader.abort();
@@ -250,43 +303,73 @@ async fn say(write: &mut OwnedWriteHalf, line: &[u8], descriptor: Option<OwnedFd
 }
 
 impl Command {
-    fn line(&self, id: u64) -> String {
-        let verb = match self.lane {
+    fn line(lane: Lane, name: &str, arguments: &Value, id: u64) -> String {
+        let verb = match lane {
             Lane::Main => "execute",
             Lane::Beside => "exec-oob",
         };
-        format!("{}\n", json!({verb: self.name, "arguments": self.arguments, "id": id}))
+        format!("{}\n", json!({verb: name, "arguments": arguments, "id": id}))
     }
 }
 
-fn take(message: Message, waiting: &mut HashMap<u64, Command>, events: &mpsc::Sender<Event>) {
-    let (id, result) = match message {
-        Message::Greeting { .. } => return,
-        Message::Event(event) => {
-            if let Err(error) = events.try_send(event) {
-                tracing::debug!("An event of QEMU is lost: {error}");
-            }
-            return;
+impl Desk {
+    /// A command is about to be said: in these words.
+    fn enter(&mut self, command: Command) -> String {
+        self.last += 1;
+        if matches!(command.lane, Lane::Main) {
+            self.busy = Some(self.last);
         }
-        Message::Answer { value, id } => (id, Ok(value)),
-        Message::Refusal { error, id } => (id, Err(error.desc)),
-    };
-    let Some(command) = id.and_then(|id| waiting.remove(&id)) else { return };
-    let result = result.map_err(|reason| QmpError::Refused { command: command.name, reason });
-    // Whoever asked may have gone away.
-    command.answer.send(result).ok();
+        let line = Command::line(command.lane, &command.name, &command.arguments, self.last);
+        self.waiting.retain(|_, command| !command.answer.is_closed());
+        self.waiting.insert(self.last, command);
+        line
+    }
+
+    fn take(&mut self, message: Message) {
+        let (id, result) = match message {
+            Message::Greeting { .. } => return,
+            Message::Event(event) => {
+                if let Err(error) = self.events.try_send(event) {
+                    tracing::debug!("An event of QEMU is lost: {error}");
+                }
+                return;
+            }
+            Message::Answer { value, id } => (id, Ok(value)),
+            Message::Refusal { error, id } => (id, Err(error.desc)),
+        };
+        self.busy = self.busy.filter(|busy| id != Some(*busy));
+        let Some(command) = id.and_then(|id| self.waiting.remove(&id)) else { return };
+        let result = result.map_err(|reason| QmpError::Refused { command: command.name, reason });
+        // Whoever asked may have gone away.
+        command.answer.send(result).ok();
+    }
 }
 
 struct Lines(BufReader<OwnedReadHalf>);
 
 impl Lines {
     async fn next(&mut self) -> Result<Option<Message>, QmpError> {
+        let Some(line) = self.line().await? else { return Ok(None) };
+        serde_json::from_slice(&line).map(Some).map_err(|error| QmpError::Broken(error.to_string()))
+    }
+
+    async fn line(&mut self) -> Result<Option<Vec<u8>>, QmpError> {
         let mut line = Vec::new();
         let mut bounded = (&mut self.0).take(LINE_BYTES_MAX);
-        if bounded.read_until(b'\n', &mut line).await? == 0 {
-            return Ok(None);
+        let length = bounded.read_until(b'\n', &mut line).await?;
+        Ok((length > 0).then_some(line))
+    }
+
+    /// Passes over all that comes before the answer to command `mark`, the rest of a line too.
+    async fn skip_to_answer(&mut self, mark: u64) -> Result<(), QmpError> {
+        while let Some(line) = self.line().await? {
+            match serde_json::from_slice(&line) {
+                // One without the command answers too.
+                Ok(Message::Answer { id, .. } | Message::Refusal { id, .. }) if id == Some(mark) => return Ok(()),
+                Ok(_) | Err(_) => {}
+            }
         }
-        serde_json::from_slice(&line).map(Some).map_err(|error| QmpError::Broken(error.to_string()))
+        Err(QmpError::Closed)
     }
 }
 
@@ -320,11 +403,11 @@ mod tests {
         let (one, two) = (qmp.clone(), qmp.clone());
         let first = tokio::spawn(async move { one.run("query-status").await });
         let first_id = line(&mut qemu).await["id"].clone();
+        tell(&mut qemu, json!({"return": {"status": "running"}, "id": first_id})).await;
+        assert_eq!(first.await.unwrap().unwrap()["status"], "running");
         let second = tokio::spawn(async move { two.run_with("eject", json!({"id": "cd0"})).await });
         let second_id = line(&mut qemu).await["id"].clone();
         tell(&mut qemu, json!({"error": {"class": "GenericError", "desc": "No medium"}, "id": second_id})).await;
-        tell(&mut qemu, json!({"return": {"status": "running"}, "id": first_id})).await;
-        assert_eq!(first.await.unwrap().unwrap()["status"], "running");
         assert_eq!(second.await.unwrap().unwrap_err().to_string(), "QEMU refuses eject: No medium");
 
         let (beside, giving) = (qmp.clone(), qmp.clone());
@@ -344,6 +427,65 @@ mod tests {
         drop(qemu);
         assert!(events.recv().await.is_none());
         assert!(matches!(qmp.run("quit").await, Err(QmpError::Closed)));
+    }
+
+    #[tokio::test]
+    async fn a_main_loop_that_hangs_has_one_command_and_others_pass_it() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut qemu = BufReader::new(theirs);
+        let (read, write) = ours.into_split();
+        let (qmp, _events) = Qmp::serve(Lines(BufReader::new(read)), write, 7);
+        let (one, two) = (qmp.clone(), qmp.clone());
+        let first = tokio::spawn(async move { one.run("query-status").await });
+        let hanging = line(&mut qemu).await;
+        let second = tokio::spawn(async move { two.run("cont").await });
+        let rescue = tokio::spawn({
+            let qmp = qmp.clone();
+            async move { qmp.run_beside("migrate-recover", json!({})).await }
+        });
+        let asked = line(&mut qemu).await;
+        assert_eq!(asked["exec-oob"], "migrate-recover", "not the one that waits for the main loop");
+        tell(&mut qemu, json!({"return": {}, "id": asked["id"]})).await;
+        rescue.await.unwrap().unwrap();
+        first.abort();
+        second.abort();
+        assert!(first.await.is_err() && second.await.is_err());
+        // What nobody waits for any more is not said when it could be.
+        tell(&mut qemu, json!({"return": {}, "id": hanging["id"]})).await;
+        let third = tokio::spawn(async move { qmp.run("query-block").await });
+        let asked = line(&mut qemu).await;
+        assert_eq!(asked["execute"], "query-block");
+        tell(&mut qemu, json!({"return": [], "id": asked["id"]})).await;
+        third.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn another_takes_a_connection_over_wherever_it_was_left() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut qemu = BufReader::new(theirs);
+        qemu.write_all(b"\"return\": {}, \"id\": 1}\r\n").await.unwrap();
+        tell(&mut qemu, json!({"event": "STOP", "timestamp": {}})).await;
+        let resumed = tokio::spawn(Qmp::resume(ours));
+        let mut reset = Vec::new();
+        qemu.read_until(b'\n', &mut reset).await.unwrap();
+        assert_eq!(reset, b"\xff\n");
+        let ping = line(&mut qemu).await;
+        assert_eq!(ping["exec-oob"], PING);
+        tell(&mut qemu, json!({"return": [], "id": ping["id"]})).await;
+        tell(&mut qemu, json!({"error": {"class": "GenericError", "desc": "JSON parse error"}})).await;
+        tell(&mut qemu, json!({"return": {"status": "paused"}, "id": 2})).await;
+        let (qmp, mut events) = resumed.await.unwrap().unwrap();
+        tell(&mut qemu, json!({"event": "RESUME", "timestamp": {}})).await;
+        assert_eq!(events.recv().await.unwrap().event, "RESUME", "what was before is no news");
+        let asking = tokio::spawn(async move { qmp.run("query-status").await });
+        let asked = line(&mut qemu).await;
+        assert!(asked["id"].as_u64() > ping["id"].as_u64());
+        tell(&mut qemu, json!({"return": {"status": "running"}, "id": asked["id"]})).await;
+        assert_eq!(asking.await.unwrap().unwrap()["status"], "running");
+        drop(qemu);
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        drop(theirs);
+        assert!(Qmp::resume(ours).await.is_err());
     }
 
     #[tokio::test]

@@ -7,7 +7,7 @@ use super::disk::{self, Base};
 use super::error::VmError;
 use super::limits::VmLimitsChange;
 use super::machine::{Live, Machine};
-use super::moving::{Departures, Move};
+use super::moving::{self, Departures, Move};
 use super::process::{Process, last_words};
 use super::qemu::{Accelerator, DISK_DEVICE};
 use super::qmp::Qmp;
@@ -15,7 +15,7 @@ use super::spec::Spec;
 use super::store::{Record, Store};
 use super::supervisor::{clean_up, supervise};
 use super::usage::{self, Meters, TotalUsage, Usage};
-use super::{addresses, cgroup::Cgroup, names, stall};
+use super::{addresses, cgroup::Cgroup, monitor, names, stall};
 use crate::clock::Clock;
 use crate::control::model::Progress;
 use crate::core::ports::Sockets;
@@ -142,7 +142,7 @@ impl Vms {
             parts,
         });
         for record in vms.store.load()? {
-            let phase = super::moving::phase_of(moves, record.spec.id.0);
+            let phase = moving::phase_of(moves, record.spec.id.0);
             vms.take_over(record, phase).await;
         }
         vms.retain_bases().await;
@@ -177,9 +177,10 @@ impl Vms {
         match process {
             Some(process) => {
                 let process = Arc::new(process);
-                if let Err(error) = self.adopt(&machine, &process).await {
+                let has_arrived = phase == Some(Phase::Taken);
+                if let Err(error) = self.adopt(&machine, &process, has_arrived).await {
                     tracing::warn!(vm = %spec.name, "Can't take over the process of a VM: {error:#}");
-                    if phase == Some(Phase::Taken) {
+                    if has_arrived {
                         self.give_up_arrival(&machine, &process).await;
                     }
                 }
@@ -194,7 +195,13 @@ impl Vms {
         }
     }
 
-    async fn adopt(self: &Arc<Self>, machine: &Arc<Machine>, process: &Arc<Process>) -> anyhow::Result<()> {
+    /// Takes a running process over, of a VM that `has_arrived` and may fetch its memory still.
+    async fn adopt(
+        self: &Arc<Self>,
+        machine: &Arc<Machine>,
+        process: &Arc<Process>,
+        has_arrived: bool,
+    ) -> anyhow::Result<()> {
         let spec = machine.spec();
         for nic in &spec.nics {
             self.parts.sockets.claim(nic).await?;
@@ -206,10 +213,9 @@ impl Vms {
         let base = disk::base(&spec, &self.parts.images).await?;
         let qmp = self.follow(machine, process, base).await?;
         self.resume_drive(machine).await;
-        let status = qmp.run("query-status").await?;
-        let status = status.get("status").and_then(serde_json::Value::as_str);
-        machine.set_state(if status == Some("running") { VmState::Running } else { VmState::Paused });
-        if status == Some("io-error") {
+        let status = moving::status(&qmp, has_arrived).await?;
+        machine.set_state(moving::state_of(&status));
+        if status == "io-error" {
             stall::follow(self, machine, None);
         }
         tracing::info!(vm = %spec.name, pid = process.mark().pid, "Took over a running VM");
@@ -224,13 +230,12 @@ impl Vms {
         process: &Arc<Process>,
         base: Option<Base>,
     ) -> anyhow::Result<Qmp> {
-        let connect = |path: PathBuf| async move {
-            UnixStream::connect(&path).await.with_context(|| format!("Can't connect to {}", path.display()))
-        };
-        let monitor = connect(machine.files.qmp_socket()).await?;
-        let (qmp, events) = Qmp::start(monitor).await?;
+        let (qmp, events) = monitor::connect(process, &machine.files.qmp_socket()).await?;
         let is_copy = machine.is_moving();
-        let console = Console::start(connect(machine.files.serial_socket()).await?, is_copy);
+        let serial = machine.files.serial_socket();
+        let connected = UnixStream::connect(&serial).await;
+        let stream = connected.with_context(|| format!("Can't connect to {}", serial.display()))?;
+        let console = Console::start(stream, is_copy);
         let held = Arc::new(watch::Sender::new(is_copy));
         let (end, ended) = watch::channel(false);
         let ending = Arc::new(AtomicBool::new(false));

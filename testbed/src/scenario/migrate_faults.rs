@@ -290,13 +290,27 @@ fn post_copy_agents(lab: &mut Lab) -> Result<()> {
     lab.expect_anywhere("not a member of a swarm yet");
     lab.start_swarm()?;
     let vm = Witness::start(lab)?;
-    for (from, to, victim) in [("alpha", "beta", "alpha"), ("beta", "alpha", "alpha")] {
-        let moving = Moving::between(lab, from, to, &["--post-copy", "now", "--bandwidth", "16MiB"])?;
+    let mut from = "alpha";
+    for victims in [&["alpha"][..], &["alpha"], &["alpha", "beta"], &["alpha", "beta"]] {
+        let to = if from == "alpha" { "beta" } else { "alpha" };
+        let of_move = || format!("{victims:?} killed in post-copy from {from} to {to}");
+        let resumed = lab.host(from)?.log_text().matches(OVER_NEW_STREAM).count();
+        let moving = Moving::between(lab, from, to, &["--post-copy", "now", "--bandwidth", "64MiB"])?;
         moving.await_phase("resume")?;
-        lab.host_mut(victim)?.kill()?;
-        again(lab, victim)?;
+        for victim in victims {
+            lab.host_mut(victim)?.kill()?;
+        }
+        let begin = Instant::now();
+        for victim in victims {
+            lab.host_mut(victim)?.start(&Start::alone())?;
+        }
+        lab.await_members(&["alpha", "beta", "gamma"], JOIN_TIME_MAX)?;
         moving.end()?.ok();
-        vm.expect_at(lab, to).with_context(|| format!("{victim}'s agent was killed in post-copy to {to}"))?;
+        vm.expect_at(lab, to).with_context(of_move)?;
+        let again = lab.host(from)?.log_text().matches(OVER_NEW_STREAM).count();
+        ensure!(again > resumed, "All memory was there before: {}", of_move());
+        lab.note(format!("{}: whole after {:.1?}", of_move(), begin.elapsed()));
+        from = to;
     }
     Ok(())
 }
@@ -533,6 +547,8 @@ const FILLER_BYTES: usize = 84 << 20;
 /// What the operator is told while memory can't be fetched.
 const SEVERED: &str = "does not answer, before it has all of the VM's memory";
 const STARVING: &str = "A VM hangs";
+/// What a source says when memory is fetched again.
+const OVER_NEW_STREAM: &str = "goes on fetching memory over a new stream";
 const CUT: Duration = Duration::from_secs(30);
 /// Connections between agents live for 20 s without a sign.
 const CUT_OF_CONNECTIONS: Duration = Duration::from_secs(25);

@@ -2,9 +2,11 @@
 //! the order matters.
 
 use super::super::machine::{Live, News};
+use super::super::moving;
 use super::super::qmp::{Event, Qmp, QmpError};
 use super::super::store::Files;
 use crate::netdev::{GuestPorts, Rest};
+use anyhow::Context;
 use serde_json::{Value, json};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -48,6 +50,8 @@ const DRAIN_LOOKS: u32 = 100;
 const DRAIN_BREAK: Duration = Duration::from_millis(1);
 /// Bytes per second without a limit of the operator's: more than any link has.
 const BANDWIDTH_MAX: u64 = 10 << 30;
+/// How long QEMU may take to notice that a stream of memory was closed.
+const NOTICE_TIME_MAX: Duration = Duration::from_secs(5);
 /// How long QEMU may take to give a migration up.
 const CANCEL_TIME_MAX: Duration = Duration::from_secs(10);
 const CANCEL_POLL: Duration = Duration::from_millis(5);
@@ -152,9 +156,25 @@ pub(super) async fn send_again(qmp: &Qmp, way: OwnedFd) -> Result<(), QmpError> 
     qmp.run_with("migrate", json!({"uri": format!("fd:{WAY}"), "resume": true})).await.map(drop)
 }
 
-/// Has QEMU at the target listen at the socket again, for what it still fetches. Its main loop may hang meanwhile,
-/// because it needs a page itself.
-pub(super) async fn receive_again(qmp: &Qmp, files: &Files) -> Result<(), QmpError> {
+/// Has QEMU at the target wait at its socket for what it still fetches. Its main loop may hang meanwhile, because it
+/// needs a page itself.
+pub(super) async fn receive_again(live: &Live, files: &Files) -> anyhow::Result<()> {
+    let mut events = live.events.subscribe();
+    match listen_again(&live.qmp, files).await {
+        // It may not know yet that the stream broke.
+        Err(QmpError::Refused { .. }) => {}
+        other => return Ok(other?),
+    }
+    live.qmp.run_beside("migrate-pause", json!({})).await?;
+    let is_paused = async {
+        while events.recv().await?.data["status"] != "postcopy-paused" {}
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(NOTICE_TIME_MAX, is_paused).await.context("QEMU does not let go of a stream")??;
+    Ok(listen_again(&live.qmp, files).await?)
+}
+
+async fn listen_again(qmp: &Qmp, files: &Files) -> Result<(), QmpError> {
     let uri = format!("unix:{}", files.memory_socket().display());
     qmp.run_beside("migrate-recover", json!({"uri": uri})).await.map(drop)
 }
@@ -334,6 +354,8 @@ pub(super) enum SourceNews {
     MirrorEnded(Option<String>),
     /// The copy of the disk goes no further.
     MirrorStuck,
+    /// Memory that the target fetches goes nowhere: its stream broke.
+    MemoryCut,
     /// What the guest has changed in the memory is known anew.
     Pass,
     Nothing,
@@ -358,6 +380,7 @@ pub(super) async fn source_news(qmp: Option<&Qmp>, news: &News) -> SourceNews {
             Some("pre-switchover") => SourceNews::Input(SourceInput::Paused),
             Some("completed") => SourceNews::Input(SourceInput::Sent),
             Some("postcopy-active") => SourceNews::Input(SourceInput::PostCopyBegun),
+            Some("postcopy-paused") => SourceNews::MemoryCut,
             Some("failed") => SourceNews::Input(SourceInput::Broken(why(qmp).await)),
             _ => SourceNews::Nothing,
         },
@@ -406,20 +429,15 @@ pub(super) async fn close_arrival(qmp: &Qmp) {
     qmp.run("nbd-server-stop").await.ok();
 }
 
-/// Removes the sockets by which disk and memory came in. QEMU makes another one if the memory's stream breaks.
-pub(super) fn forget_sockets(files: &Files) {
-    for socket in [files.memory_socket(), files.mirror_socket()] {
-        std::fs::remove_file(socket).ok();
-    }
+/// Removes the socket by which the disk came in; that of the memory went when it was connected.
+pub(super) fn forget_socket(files: &Files) {
+    std::fs::remove_file(files.mirror_socket()).ok();
 }
 
-/// Whether a QEMU that waited has all that its guest needs. One that may run it and does not answer waits for a page.
+/// Whether a QEMU that waited has all that its guest needs. One that `may_run` it and does not answer waits for a page.
 pub(super) async fn is_whole(qmp: &Qmp, may_run: bool) -> bool {
-    match qmp.run("query-status").await {
-        Ok(status) => !matches!(status["status"].as_str(), None | Some("inmigrate" | "prelaunch")),
-        Err(QmpError::Timeout) => may_run,
-        Err(_) => false,
-    }
+    let status = moving::status(qmp, may_run).await;
+    status.is_ok_and(|status| !matches!(status.as_str(), "" | "inmigrate" | "prelaunch"))
 }
 
 /// What an event of the target's QEMU means.
@@ -438,14 +456,18 @@ pub(super) fn target_news(news: &News) -> Option<TargetInput> {
     }
 }
 
-/// What an agent that was started again finds at a target whose guest may still fetch memory.
-pub(super) async fn rest_of_memory(qmp: &Qmp) -> Vec<TargetInput> {
-    let fetched = TargetInput::Loaded { is_whole: false };
-    match status(qmp).await.as_deref() {
-        Ok("postcopy-active" | "postcopy-recover") => vec![fetched],
-        // One that does not answer waits for a page in its main loop.
-        Ok("postcopy-paused") | Err(QmpError::Timeout) => vec![fetched, TargetInput::MemoryCut],
-        Ok(_) | Err(_) => Vec::new(),
+/// Whether a guest at the target waits for memory whose stream broke: only then QEMU takes another one. It needs no
+/// main loop for that.
+pub(super) async fn is_cut(qmp: &Qmp, files: &Files) -> bool {
+    listen_again(qmp, files).await.is_ok()
+}
+
+/// Whether a guest at the target still fetches memory. One whose QEMU does not answer waits for a page in its main
+/// loop.
+pub(super) async fn is_fetching(qmp: &Qmp) -> bool {
+    match status(qmp).await {
+        Ok(status) => status.starts_with("postcopy"),
+        Err(error) => matches!(error, QmpError::Timeout),
     }
 }
 

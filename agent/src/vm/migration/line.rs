@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -32,6 +32,8 @@ const OUTGOING_MAX: usize = 64;
 const HEADER_TIME_MAX: Duration = Duration::from_secs(10);
 /// Parts of a console that wait: there are two.
 const PARTS_MAX: usize = 2;
+/// What the target says when its QEMU waits for memory again.
+const READY: u8 = b'+';
 /// Bytes that are carried in one go. QEMU takes them for sent while they wait here.
 const COPY_BYTES: usize = 128 << 10;
 /// Bytes that wait in the socket of a QEMU that sends; the kernel doubles it, for what it needs itself.
@@ -46,6 +48,8 @@ pub(super) enum Purpose {
     FromTarget,
     /// Memory and devices.
     Memory,
+    /// Memory that is still fetched, after its stream broke.
+    MemoryAgain,
     /// A disk, as NBD.
     Disk,
     /// What the console shows, and what was typed.
@@ -61,10 +65,11 @@ pub(super) struct Line {
 }
 
 impl Purpose {
-    const ALL: [(u8, Self); 5] = [
+    const ALL: [(u8, Self); 6] = [
         (b'S', Self::FromSource),
         (b'T', Self::FromTarget),
         (b'M', Self::Memory),
+        (b'R', Self::MemoryAgain),
         (b'D', Self::Disk),
         (b'C', Self::Console),
     ];
@@ -237,26 +242,59 @@ pub(super) fn way_of_disk(
 
 /// One end of a connection for a QEMU of this host, to speak with one of the other host. Little waits in it: QEMU takes
 /// that for sent, and pauses the guest too early.
-pub(super) fn pipe(streams: Streams, to: HostId, what: Purpose, id: MigrationId) -> io::Result<(OwnedFd, Bridge)> {
-    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
-    SockRef::from(&theirs).set_send_buffer_size(PIPE_BYTES)?;
-    ours.set_nonblocking(true)?;
-    let qemu = UnixStream::from_std(ours)?;
+pub(super) fn way_of_memory(streams: Streams, to: HostId, id: MigrationId) -> io::Result<(OwnedFd, Bridge)> {
+    let (ours, theirs) = pipe()?;
     let carrying = tokio::spawn(async move {
-        match open(&streams, to, what, id).await {
-            Ok(stream) => carry(qemu, stream).await,
+        match open(&streams, to, Purpose::Memory, id).await {
+            Ok(stream) => carry(ours, stream).await,
             Err(error) => tracing::debug!("A stream of a migration can't be opened: {error:#}"),
         }
     });
-    Ok((theirs.into(), Bridge(carrying.abort_handle())))
+    Ok((theirs, Bridge(carrying.abort_handle())))
 }
 
-/// Joins a stream that came from the other host with the socket of the QEMU here.
-pub(super) async fn join(socket: &Path, stream: Stream) {
+/// The same for what the target still fetches, once its QEMU waits for it: until then this host's is told nothing.
+/// QEMU before 8.2 never comes back from a way that breaks before both have found each other by it.
+pub(super) async fn way_of_memory_again(
+    streams: &Streams,
+    to: HostId,
+    id: MigrationId,
+) -> anyhow::Result<(OwnedFd, Bridge)> {
+    let mut stream = open(streams, to, Purpose::MemoryAgain, id).await?;
+    let answered = tokio::time::timeout(HEADER_TIME_MAX, stream.read_u8()).await;
+    let answer = answered.context("The target does not answer")?.context("The target is not ready")?;
+    anyhow::ensure!(answer == READY, "The target says something else");
+    let (ours, theirs) = pipe()?;
+    let carrying = tokio::spawn(carry(ours, stream));
+    Ok((theirs, Bridge(carrying.abort_handle())))
+}
+
+fn pipe() -> io::Result<(UnixStream, OwnedFd)> {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+    SockRef::from(&theirs).set_send_buffer_size(PIPE_BYTES)?;
+    ours.set_nonblocking(true)?;
+    Ok((UnixStream::from_std(ours)?, theirs.into()))
+}
+
+/// Joins a stream that came from the other host with the socket of the QEMU here, which takes one.
+pub(super) async fn join(socket: &Path, stream: impl AsyncRead + AsyncWrite + Unpin) {
     match UnixStream::connect(socket).await {
-        Ok(qemu) => carry(qemu, stream).await,
+        Ok(qemu) => {
+            std::fs::remove_file(socket).ok();
+            carry(qemu, stream).await;
+        }
         Err(error) => tracing::debug!("Nobody waits at {}: {error}", socket.display()),
     }
+}
+
+/// The same for a QEMU that waits for memory again, when the other one begins to speak.
+pub(super) async fn join_again(socket: &Path, stream: Stream) -> anyhow::Result<()> {
+    let mut stream = BufReader::new(stream);
+    stream.write_u8(READY).await?;
+    stream.flush().await?;
+    anyhow::ensure!(!stream.fill_buf().await?.is_empty(), "The source has nothing to say");
+    join(socket, stream).await;
+    Ok(())
 }
 
 async fn carry(mut qemu: UnixStream, mut stream: impl AsyncRead + AsyncWrite + Unpin) {

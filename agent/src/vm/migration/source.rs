@@ -1,5 +1,6 @@
 //! The task of a migration on the host that has the VM.
 
+mod mend;
 mod switch_over;
 
 use super::super::machine::{Live, Machine, News, Trouble};
@@ -16,6 +17,7 @@ use crate::name::Name;
 use crate::nbd::Behind;
 use crate::text::Text;
 use crate::vm::qmp::QmpError;
+use mend::Mending;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -33,8 +35,6 @@ use virtuoso_overlay::wire::attach::ConsolePart;
 const TELL_INTERVAL: Duration = Duration::from_millis(250);
 /// Time between two attempts to reach the other host.
 const DIAL_INTERVAL: Duration = Duration::from_secs(1);
-/// How often is looked whether the target's memory comes from nowhere, once the guest runs there.
-const MEND_INTERVAL: Duration = Duration::from_secs(1);
 /// How long the target may take to say what it has counted. The move is done by then.
 const COUNT_TIME_MAX: Duration = Duration::from_secs(2);
 /// News of a process that wait: a migration has some dozens in all.
@@ -73,7 +73,7 @@ struct Task {
     is_finishing_mirror: bool,
     is_settling: bool,
     post_copy: bool,
-    mend_at: tokio::time::Instant,
+    mending: Mending,
     /// The way of the console, and how much of it is sent.
     console: Option<(mpsc::Sender<ConsolePart>, u64)>,
     times: Times,
@@ -178,7 +178,7 @@ impl Task {
             is_finishing_mirror: false,
             is_settling: false,
             post_copy: false,
-            mend_at: tokio::time::Instant::now(),
+            mending: Mending::default(),
             console: None,
             times,
             counts: Counts::default(),
@@ -200,7 +200,7 @@ impl Task {
             let (is_dialling, dial_at) =
                 (self.dial_at.is_some(), self.dial_at.unwrap_or_else(tokio::time::Instant::now));
             tokio::select! {
-                Some(told) = self.inbox.recv() => self.on_inbox(told),
+                Some(told) = self.inbox.recv() => self.on_inbox(told).await,
                 Some(news) = self.news.recv() => self.on_news(&news).await,
                 () = tokio::time::sleep_until(timer.into()) => self.hear(SourceInput::Timeout),
                 () = tokio::time::sleep_until(dial_at), if is_dialling => {
@@ -208,7 +208,7 @@ impl Task {
                     self.shared.dial(self.peer, Purpose::FromSource, self.id, self.sender.clone());
                 }
                 () = tokio::time::sleep_until(self.look_at), if self.is_sending => self.follow_figures(false).await,
-                () = tokio::time::sleep_until(self.mend_at), if self.post_copy => self.mend().await,
+                () = tokio::time::sleep_until(self.mending.look_at), if self.post_copy => self.mend().await,
                 settled = settled(&mut self.behind), if self.is_settling => self.on_settled(settled),
             }
         }
@@ -226,11 +226,12 @@ impl Task {
         self.machine.live()
     }
 
-    fn on_inbox(&mut self, told: Inbox) {
+    async fn on_inbox(&mut self, told: Inbox) {
         match told {
             Inbox::Line(stream) => {
                 self.lines += 1;
                 self.dial_at = None;
+                self.mending.look_now();
                 self.line = Some(Line::start(*stream, self.lines, self.sender.clone()));
                 self.hear(SourceInput::PeerFound);
             }
@@ -241,6 +242,7 @@ impl Task {
                 self.hear(SourceInput::PeerLost);
             }
             Inbox::Said(bytes) => self.on_message(&bytes),
+            Inbox::Way(way) => self.on_way(way).await,
             Inbox::Cancel(reply) if self.state.is_cancellable() => {
                 self.hear(SourceInput::Cancel);
                 reply.send(Ok(())).ok();
@@ -280,6 +282,7 @@ impl Task {
                 }
                 self.hear(input);
             }
+            SourceNews::MemoryCut => self.mending.look_now(),
             SourceNews::Pass if self.is_sending => self.follow_figures(true).await,
             SourceNews::MirrorEnded(None) if self.is_finishing_mirror => self.on_disk_whole().await,
             SourceNews::MirrorEnded(why) => {
@@ -332,25 +335,6 @@ impl Task {
         if self.told_at.is_none_or(|at| now >= at + TELL_INTERVAL) {
             self.told_at = Some(now);
             self.tell_progress(figures);
-        }
-    }
-
-    /// Goes on with post-copy after its stream broke.
-    async fn mend(&mut self) {
-        self.mend_at = tokio::time::Instant::now() + MEND_INTERVAL;
-        let Some(live) = self.live().filter(|_| self.line.is_some()) else { return };
-        if !hypervisor::is_interrupted(&live.qmp).await {
-            return;
-        }
-        let name = self.machine.spec().name;
-        tracing::info!(vm = %name, "The target goes on fetching memory over a new stream");
-        self.bridges.clear();
-        let again = match self.way_of_memory() {
-            Ok(way) => hypervisor::send_again(&live.qmp, way).await,
-            Err(error) => Err(error.into()),
-        };
-        if let Err(error) = again {
-            tracing::debug!(vm = %name, "It can't yet: {error}");
         }
     }
 
@@ -442,7 +426,7 @@ impl Task {
     }
 
     fn way_of_memory(&mut self) -> io::Result<OwnedFd> {
-        let (way, bridge) = line::pipe(self.shared.streams.clone(), self.peer, Purpose::Memory, self.id)?;
+        let (way, bridge) = line::way_of_memory(self.shared.streams.clone(), self.peer, self.id)?;
         self.bridges.push(bridge);
         Ok(way)
     }

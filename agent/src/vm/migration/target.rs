@@ -1,6 +1,6 @@
 //! The task of a migration on the host that gets the VM.
 
-use super::super::machine::{Machine, News};
+use super::super::machine::{Live, Machine, News};
 use super::super::qmp::QmpError;
 use super::definition::Definition;
 use super::hypervisor;
@@ -25,8 +25,8 @@ use virtuoso_overlay::migrate::{
 
 /// The source connects; only when it does not, this host tries.
 const DIAL_INTERVAL: Duration = Duration::from_secs(3);
-/// How often is looked whether memory that is fetched while the guest runs comes from nowhere.
-const MEND_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a guest that an earlier agent may have let run gets to say that it does. It may hang for memory.
+const AGAIN_TIME_MAX: Duration = Duration::from_secs(1);
 /// News of a process that wait.
 const NEWS_MAX: usize = 256;
 
@@ -52,13 +52,22 @@ struct Task {
     line: Option<Line>,
     lines: u64,
     dial_at: Option<tokio::time::Instant>,
-    mend_at: tokio::time::Instant,
     is_preparing: bool,
     /// Where the guest is plugged in.
     seats: Vec<Seat>,
     claiming: Option<JoinHandle<Vec<Seat>>>,
     /// The guest is about to run before all of its memory is here, and not let by an earlier agent.
     is_fetching: bool,
+    /// It is one of an earlier agent.
+    is_restored: bool,
+}
+
+/// What a task hears by.
+struct Channels {
+    inbox: mpsc::Receiver<Inbox>,
+    sender: mpsc::Sender<Inbox>,
+    news: mpsc::Receiver<News>,
+    news_sender: mpsc::Sender<News>,
 }
 
 /// Takes an offer.
@@ -67,41 +76,68 @@ pub(super) fn begin(shared: &Arc<Shared>, peer: HostId, offer: Offer, stream: St
     let mut state = Target::new(shared.vms.now(), id);
     // By the stream that the offer came with. However long the memory takes, only its loss is counted.
     state.handle(shared.vms.now(), TargetInput::PeerFound);
-    let mut task = Task::new(shared.clone(), id, vm, peer, state);
+    let channels = Channels::open(shared, id, vm, peer);
+    let mut task = Task::new(shared.clone(), id, vm, peer, state, channels);
     task.line = Some(Line::start(stream, 0, task.sender.clone()));
     task.offer = Some(offer);
     tokio::spawn(task.run());
     Ok(())
 }
 
-/// Goes on with a migration of an earlier agent.
-pub(super) fn restore(shared: &Arc<Shared>, record: Record) {
+/// Goes on with a migration of an earlier agent. Waits for nothing that QEMU's main loop has to do: that may wait for
+/// memory, for which the source can come as soon as this is done.
+pub(super) async fn restore(shared: &Arc<Shared>, record: Record) {
     let Record { id, vm, peer, phase } = record;
+    // Of a migration that it does not know, this host says that it has not taken the VM.
+    let channels = Channels::open(shared, id, vm, peer);
+    let machine = shared.vms.machine_or_copy(vm);
+    let mut is_cut = false;
+    if let Some(machine) = &machine {
+        if phase == Phase::Preparing {
+            machine.set_mover(Some(channels.news_sender.clone()));
+        } else if let Some(live) = machine.live() {
+            // First: what becomes of the memory from now on is news.
+            rest_of_memory::follow(shared, machine, channels.news_sender.clone());
+            is_cut = hypervisor::is_cut(&live.qmp, &machine.files).await;
+        }
+    }
     let shared = shared.clone();
     tokio::spawn(async move {
-        let machine = shared.vms.machine_or_copy(vm);
-        let is_whole = match machine.as_ref().and_then(|machine| machine.live()) {
+        let live = machine.as_ref().and_then(|machine| machine.live());
+        let is_whole = match &live {
             Some(live) => hypervisor::is_whole(&live.qmp, phase == Phase::Taken).await,
             None => false,
         };
         let Some(state) = Target::restore(shared.vms.now(), id, phase, is_whole) else { return };
-        let mut task = Task::new(shared, id, vm, peer, state);
-        if let Some(machine) = &machine {
-            match phase {
-                Phase::Preparing => machine.set_mover(Some(task.news_sender.clone())),
-                _ => task.look_after_memory(machine).await,
-            }
+        let mut task = Task::new(shared, id, vm, peer, state, channels);
+        if let Some(live) = live.filter(|_| phase == Phase::Taken) {
+            task.look_after_memory(&live, is_cut).await;
         }
         task.machine = machine;
+        task.is_restored = true;
         task.dial_at = Some(tokio::time::Instant::now());
         task.run().await;
     });
 }
 
-impl Task {
-    fn new(shared: Arc<Shared>, id: MigrationId, vm: VmId, peer: HostId, state: Target) -> Self {
+impl Channels {
+    /// The other host finds the migration from now on.
+    fn open(shared: &Shared, id: MigrationId, vm: VmId, peer: HostId) -> Self {
         let (sender, inbox) = shared.enter(id, vm, peer);
         let (news_sender, news) = mpsc::channel(NEWS_MAX);
+        Self { inbox, sender, news, news_sender }
+    }
+}
+
+impl Task {
+    fn new(
+        shared: Arc<Shared>,
+        id: MigrationId,
+        vm: VmId,
+        peer: HostId,
+        state: Target,
+        Channels { inbox, sender, news, news_sender }: Channels,
+    ) -> Self {
         let (offer, machine, line) = (None, None, None);
         let (lines, dial_at) = (0, None);
         Self {
@@ -119,21 +155,21 @@ impl Task {
             line,
             lines,
             dial_at,
-            mend_at: tokio::time::Instant::now() + MEND_INTERVAL,
             is_preparing: false,
             seats: Vec::new(),
             claiming: None,
             is_fetching: false,
+            is_restored: false,
         }
     }
 
-    /// Of a guest that an earlier agent has let run.
-    async fn look_after_memory(&mut self, machine: &Machine) {
-        let Some(live) = machine.live() else { return };
-        // First: what becomes of it meanwhile is news.
-        rest_of_memory::follow(&self.shared, machine, self.news_sender.clone());
-        for input in hypervisor::rest_of_memory(&live.qmp).await {
-            self.hear(input);
+    /// Of a guest that an earlier agent has let run, whose stream of memory `is_cut` if it had one.
+    async fn look_after_memory(&mut self, live: &Live, is_cut: bool) {
+        if is_cut || hypervisor::is_fetching(&live.qmp).await {
+            self.hear(TargetInput::Loaded { is_whole: false });
+        }
+        if is_cut {
+            self.hear(TargetInput::MemoryCut);
         }
     }
 
@@ -158,7 +194,6 @@ impl Task {
                     }
                 }
                 () = tokio::time::sleep_until(timer.into()) => self.hear(TargetInput::Timeout),
-                () = tokio::time::sleep_until(self.mend_at), if self.state.is_ours() => self.mend().await,
                 () = tokio::time::sleep_until(dial_at), if is_dialling => {
                     self.dial_at = None;
                     self.shared.dial(self.peer, Purpose::FromTarget, self.id, self.sender.clone());
@@ -212,7 +247,7 @@ impl Task {
             Inbox::Cancel(reply) => {
                 reply.send(Err("ask the host that the VM comes from")).ok();
             }
-            Inbox::Lost(_) => {}
+            Inbox::Lost(_) | Inbox::Way(_) => {}
         }
     }
 
@@ -289,20 +324,6 @@ impl Task {
         }
     }
 
-    /// Goes on with post-copy after its stream broke. Nobody asks QEMU whether it did: who waits for a page in its main
-    /// loop has no answer.
-    async fn mend(&mut self) {
-        self.mend_at = tokio::time::Instant::now() + MEND_INTERVAL;
-        let Some(machine) = &self.machine else { return };
-        let Some(live) = machine.live() else { return };
-        let vm = machine.spec().name;
-        match hypervisor::receive_again(&live.qmp, &machine.files).await {
-            Ok(()) => tracing::info!(%vm, "The guest waits for memory, whose stream broke"),
-            // Nothing broke, or it listens already.
-            Err(error) => tracing::trace!(%vm, "{error}"),
-        }
-    }
-
     fn prepare(&mut self) {
         let Some(offer) = self.offer.clone() else { return };
         self.is_preparing = true;
@@ -365,6 +386,9 @@ impl Task {
         let Some(live) = self.machine.as_ref().and_then(|machine| machine.live()) else {
             return self.hear(TargetInput::NotResumed("the machine at the target ended".into()));
         };
+        if self.is_restored {
+            return self.resume_again(live).await;
+        }
         let (events, later) = (live.events.subscribe(), live.events.subscribe());
         self.hear(TargetInput::Resuming);
         tokio::select! {
@@ -383,6 +407,17 @@ impl Task {
             },
             // It says so before it answers, for which it needs a processor besides the guest.
             Ok(()) = rest_of_memory::await_begin(live.clone(), events) => self.hear(TargetInput::Resumed),
+        }
+    }
+
+    /// Has a guest run that an earlier agent may have let run.
+    async fn resume_again(&mut self, live: Live) {
+        // QEMU does so when it can, whether anybody waits for it or not.
+        let told = tokio::spawn(async move { live.qmp.run("cont").await });
+        match tokio::time::timeout(AGAIN_TIME_MAX, told).await {
+            Ok(Ok(Err(QmpError::Refused { reason, .. }))) => self.hear(TargetInput::NotResumed(reason)),
+            // Without an answer it may have run.
+            Ok(_) | Err(_) => self.hear(TargetInput::Resumed),
         }
     }
 
@@ -421,7 +456,7 @@ impl Task {
         }
         self.shared.vms.adopt_copy(machine).await;
         if let Some(live) = machine.live() {
-            hypervisor::forget_sockets(&machine.files);
+            hypervisor::forget_socket(&machine.files);
             // It answers only when it needs no memory itself.
             tokio::spawn(async move { hypervisor::close_arrival(&live.qmp).await });
         }

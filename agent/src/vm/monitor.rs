@@ -1,0 +1,114 @@
+//! The way to QEMU's monitor, which outlives the agent.
+//!
+//! QEMU settles with each new client what the monitor can do, and does so in its main loop. One that waits there for
+//! memory of another host can be helped out of band only, which must have been settled before. So QEMU keeps the
+//! agent's end of the connection open, and the next agent takes it back out of the process.
+
+use super::process::Process;
+use super::qmp::{Event, Qmp};
+use anyhow::Context;
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream as Socket;
+use std::path::Path;
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+
+/// What QEMU calls the agent's end.
+const KEPT: &str = "monitor0";
+
+/// Connects to the monitor of a process, or goes on with the connection of an earlier agent.
+pub(super) async fn connect(process: &Process, path: &Path) -> anyhow::Result<(Qmp, mpsc::Receiver<Event>)> {
+    match kept(process, path) {
+        Ok(Some(socket)) => return resume(socket).await,
+        Ok(None) => {}
+        Err(error) => tracing::warn!(
+            "This agent may not use descriptors of QEMU ({error}). A VM that was left while it fetched its memory from \
+             another host may not be found again"
+        ),
+    }
+    let stream = UnixStream::connect(path).await.with_context(|| format!("Can't connect to {}", path.display()))?;
+    let end = stream.as_fd().try_clone_to_owned().context("Can't keep a monitor open")?;
+    let (qmp, events) = Qmp::start(stream).await?;
+    keep(process, &qmp, end).await?;
+    Ok((qmp, events))
+}
+
+async fn resume(socket: Socket) -> anyhow::Result<(Qmp, mpsc::Receiver<Event>)> {
+    socket.set_nonblocking(true).context("Can't use a monitor")?;
+    Ok(Qmp::resume(UnixStream::from_std(socket).context("Can't use a monitor")?).await?)
+}
+
+/// Leaves an end with QEMU, if the next agent may take it back: nobody else can connect from then on.
+async fn keep(process: &Process, qmp: &Qmp, end: OwnedFd) -> anyhow::Result<()> {
+    let standard_input = 0;
+    if let Err(error) = process.borrow(standard_input) {
+        tracing::debug!("The monitor ends with this agent: {error}");
+        return Ok(());
+    }
+    Ok(qmp.give(KEPT, end).await?)
+}
+
+/// The end of an earlier agent's connection.
+fn kept(process: &Process, path: &Path) -> io::Result<Option<Socket>> {
+    for number in process.sockets()? {
+        let socket = match process.borrow(number) {
+            Ok(socket) => Socket::from(socket),
+            // It has been closed meanwhile.
+            Err(error) if error.raw_os_error() == Some(libc::EBADF) => continue,
+            Err(error) => return Err(error),
+        };
+        // Others are no Unix sockets, or not connected.
+        if socket.peer_addr().is_ok_and(|peer| peer.as_pathname().is_some_and(|peer| is_same(peer, path))) {
+            return Ok(Some(socket));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether both are a socket of the same name of the same VM: what its directory is in may be called by another name.
+fn is_same(a: &Path, b: &Path) -> bool {
+    tail(a) == tail(b)
+}
+
+fn tail(path: &Path) -> (Option<&OsStr>, Option<&OsStr>) {
+    (path.parent().and_then(Path::file_name), path.file_name())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    #[tokio::test]
+    async fn the_end_that_a_process_keeps_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("qmp.sock"), dir.path().join("serial.sock"));
+        let listeners = [&path, &other].map(|path| UnixListener::bind(path).unwrap());
+        let ends = [&other, &path].map(|path| OwnedFd::from(Socket::connect(path).unwrap()));
+        let arguments = ["-c".into(), "sleep 60".into()];
+        let spawn = |inherited: &[OwnedFd]| {
+            Process::spawn(Path::new("/bin/sh"), &arguments, inherited, &dir.path().join("log")).unwrap()
+        };
+        let (without, with) = (spawn(&ends[..1]), spawn(&ends));
+        drop(ends);
+        assert!(kept(&without, &path).unwrap().is_none());
+        let found = kept(&with, &path).unwrap().unwrap();
+        let (mut server, _) = listeners[0].accept().unwrap();
+        io::Write::write_all(&mut &found, b"x").unwrap();
+        let mut heard = [0];
+        io::Read::read_exact(&mut server, &mut heard).unwrap();
+        assert_eq!(heard, *b"x");
+        for process in [without, with] {
+            process.kill();
+            process.ended().await;
+        }
+    }
+
+    #[test]
+    fn sockets_of_other_vms_differ() {
+        assert!(is_same(Path::new("/a/vms/1/qmp.sock"), Path::new("/b/../a/vms/1/qmp.sock")));
+        assert!(!is_same(Path::new("/a/vms/2/qmp.sock"), Path::new("/a/vms/1/qmp.sock")));
+    }
+}
