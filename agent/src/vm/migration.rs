@@ -25,7 +25,7 @@ use crate::name::Name;
 use crate::swarm::streams::{Inbound, Stream, Streams};
 use anyhow::Context;
 use book::Book;
-use line::{Bridge, Purpose};
+use line::{Bridge, Heard, Purpose};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -78,6 +78,10 @@ enum Inbox {
     Said(Vec<u8>),
     /// A stream ended.
     Lost(u64),
+    /// Nothing comes by a stream of memory that stands.
+    MemoryDry,
+    /// Something comes again.
+    MemoryFlows,
     /// QEMU can go on sending memory, or why not.
     Way(anyhow::Result<(OwnedFd, Bridge)>),
     /// A copy is there, or why not.
@@ -281,16 +285,16 @@ async fn serve_one(shared: &Arc<Shared>, host: HostId, mut stream: Stream) -> an
         (Purpose::FromSource | Purpose::FromTarget, Some(session)) => {
             session.inbox.send(Inbox::Line(Box::new(stream))).await.ok();
         }
-        (Purpose::Memory, Some(session)) => {
-            let files = shared.vms.store.files(session.vm);
-            line::join(&files.memory_socket(), stream).await;
-        }
-        (Purpose::MemoryAgain, Some(session)) => {
-            let machine = shared.vms.machine_or_copy(session.vm).context("There is no such VM")?;
-            let live = machine.live().context("It does not run")?;
-            hypervisor::receive_again(&live, &machine.files).await?;
-            tracing::info!(vm = %machine.spec().name, "The guest waits for memory, whose stream broke");
-            line::join_again(&machine.files.memory_socket(), stream).await?;
+        (Purpose::Memory | Purpose::MemoryAgain, Some(session)) => {
+            let (stream, something) = Heard::new(stream);
+            let taking = take_memory(shared, session.vm, purpose, stream);
+            let watching = line::watch(&something, &session.inbox);
+            tokio::pin!(taking);
+            tokio::select! {
+                taken = &mut taking => taken?,
+                // QEMU has a last word to say when all of it is there.
+                () = watching => taking.await?,
+            }
         }
         (Purpose::Disk, Some(session)) => {
             let files = shared.vms.store.files(session.vm);
@@ -324,6 +328,20 @@ async fn serve_one(shared: &Arc<Shared>, host: HostId, mut stream: Stream) -> an
         (Purpose::Memory | Purpose::MemoryAgain | Purpose::Disk | Purpose::Console, None) => {}
     }
     Ok(())
+}
+
+/// Has the QEMU here take a stream of memory, until it ends.
+async fn take_memory(shared: &Shared, vm: VmId, purpose: Purpose, stream: Heard) -> anyhow::Result<()> {
+    let socket = shared.vms.store.files(vm).memory_socket();
+    if purpose == Purpose::Memory {
+        line::join(&socket, stream).await;
+        return Ok(());
+    }
+    let machine = shared.vms.machine_or_copy(vm).context("There is no such VM")?;
+    let live = machine.live().context("It does not run")?;
+    hypervisor::receive_again(&live, &machine.files).await?;
+    tracing::info!(vm = %machine.spec().name, "The guest waits for memory, whose stream broke");
+    line::join_again(&socket, stream).await
 }
 
 fn hex(id: MigrationId) -> String {

@@ -286,6 +286,10 @@ impl Vms {
         let id = machine.spec().id.0;
         self.copies().remove(&id);
         self.machines().insert(id, machine.clone());
+        if machine.live().is_some() {
+            // At once: QEMU may not answer now, and who asks for the VM must not be sent to the host that it left.
+            self.set_state(machine, VmState::Running).await;
+        }
         self.end_move(machine).await;
     }
 

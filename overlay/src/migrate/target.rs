@@ -53,6 +53,8 @@ enum Memory {
     Whole,
     /// The rest of it comes.
     Fetched,
+    /// Nothing of it has come for long, though its stream stands. The operator knows.
+    Dry,
     /// The rest of it does not come.
     Cut {
         /// The operator knows.
@@ -90,6 +92,8 @@ pub enum TargetInput {
     },
     /// Memory that the guest fetches while it runs comes no more: its stream broke.
     MemoryCut,
+    /// Its stream stands, and nothing has come for [`STARVING_TIME`].
+    MemoryDry,
     /// It comes again.
     MemoryFlows,
     /// [`TargetEffect::Persist`] failed; what follows it has not been done.
@@ -242,7 +246,11 @@ impl Target {
             }
             TargetInput::Loaded { is_whole } => self.on_loaded(now, is_whole),
             TargetInput::MemoryCut => self.on_cut(now),
-            TargetInput::MemoryFlows => self.on_flow(Memory::Fetched),
+            TargetInput::MemoryDry if (self.state, self.memory) == (State::Running, Memory::Fetched) => {
+                self.memory = Memory::Dry;
+                self.effects.push_back(TargetEffect::Tell(Notice::Starving));
+            }
+            TargetInput::MemoryFlows if self.memory != Memory::Whole => self.on_flow(Memory::Fetched),
             TargetInput::NotPersisted(why) => self.on_not_persisted(why),
             TargetInput::Broken(why) if self.is_waiting() => self.drop_copy(why),
             TargetInput::Ended => self.on_ended(now),
@@ -258,6 +266,8 @@ impl Target {
             TargetInput::Timeout => self.on_timeout(now),
             TargetInput::PeerLost
             | TargetInput::Prepared { .. }
+            | TargetInput::MemoryDry
+            | TargetInput::MemoryFlows
             | TargetInput::Broken(_)
             | TargetInput::Resumed
             | TargetInput::NotResumed(_)
@@ -311,12 +321,14 @@ impl Target {
     }
 
     fn on_cut(&mut self, now: Instant) {
-        if self.memory != Memory::Fetched {
-            return;
-        }
-        self.memory = Memory::Cut { is_told: false };
+        let is_told = match self.memory {
+            Memory::Fetched => false,
+            Memory::Dry => true,
+            Memory::Whole | Memory::Cut { .. } => return,
+        };
+        self.memory = Memory::Cut { is_told };
         match self.state {
-            State::Running => self.timers.starving = Some(now + STARVING_TIME),
+            State::Running if !is_told => self.timers.starving = Some(now + STARVING_TIME),
             State::Emptying => self.end_starved(),
             _ => {}
         }
@@ -324,7 +336,7 @@ impl Target {
 
     fn on_flow(&mut self, memory: Memory) {
         self.timers.starving = None;
-        if self.memory == (Memory::Cut { is_told: true }) {
+        if matches!(self.memory, Memory::Dry | Memory::Cut { is_told: true }) {
             self.effects.push_back(TargetEffect::Tell(Notice::Fed));
         }
         self.memory = memory;
@@ -334,7 +346,7 @@ impl Target {
         self.timers = Timers::default();
         match self.memory {
             Memory::Whole => self.end(),
-            Memory::Fetched => self.state = State::Emptying,
+            Memory::Fetched | Memory::Dry => self.state = State::Emptying,
             Memory::Cut { .. } => self.end_starved(),
         }
     }

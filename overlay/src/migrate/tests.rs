@@ -289,6 +289,27 @@ fn a_guest_that_hangs_for_memory_is_told_of_and_not_ended() {
 }
 
 #[test]
+fn a_guest_to_which_nothing_comes_is_told_of_once_and_has_what_comes_later() {
+    let mut target = running();
+    while target.poll_effect().is_some() {}
+    let told = |target: &mut Target, input: TargetInput| {
+        target.handle(NOW, input);
+        std::iter::from_fn(|| target.poll_effect()).collect::<Vec<_>>()
+    };
+    assert_eq!(told(&mut target, TargetInput::MemoryDry), [TargetEffect::Tell(Notice::Starving)]);
+    assert_eq!(told(&mut target, TargetInput::MemoryDry), []);
+    let mut cut = target.clone();
+    assert_eq!(told(&mut target, TargetInput::MemoryFlows), [TargetEffect::Tell(Notice::Fed)]);
+    assert_eq!(told(&mut target, LOADED), []);
+    assert_eq!(told(&mut target, TargetInput::MemoryDry), [], "there is nothing left to come");
+    assert_eq!(told(&mut target, TargetInput::MemoryFlows), []);
+    assert_eq!(told(&mut target, TargetInput::Said(ToTarget::Finish { id: ID })), [TargetEffect::Forget]);
+    assert_eq!(told(&mut cut, TargetInput::MemoryCut), [], "the operator knows");
+    assert_eq!(cut.poll_timeout().filter(|at| *at == NOW + STARVING_TIME), None);
+    assert_eq!(told(&mut cut, TargetInput::MemoryFlows), [TargetEffect::Tell(Notice::Fed)]);
+}
+
+#[test]
 fn a_guest_is_ended_when_the_source_has_nothing_left_of_the_memory_that_it_lacks() {
     let finish = || TargetInput::Said(ToTarget::Finish { id: ID });
     let ends = |inputs: &[TargetInput]| {

@@ -17,10 +17,10 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
 use virtuoso_overlay::ids::HostId;
-use virtuoso_overlay::migrate::{MESSAGE_BYTES_MAX, MigrationId};
+use virtuoso_overlay::migrate::{MESSAGE_BYTES_MAX, MigrationId, STARVING_TIME};
 use virtuoso_overlay::wire::attach::ConsolePart;
 
 /// Migrations of VMs.
@@ -288,7 +288,7 @@ pub(super) async fn join(socket: &Path, stream: impl AsyncRead + AsyncWrite + Un
 }
 
 /// The same for a QEMU that waits for memory again, when the other one begins to speak.
-pub(super) async fn join_again(socket: &Path, stream: Stream) -> anyhow::Result<()> {
+pub(super) async fn join_again(socket: &Path, stream: impl AsyncRead + AsyncWrite + Unpin) -> anyhow::Result<()> {
     let mut stream = BufReader::new(stream);
     stream.write_u8(READY).await?;
     stream.flush().await?;
@@ -301,6 +301,58 @@ async fn carry(mut qemu: UnixStream, mut stream: impl AsyncRead + AsyncWrite + U
     let carried = tokio::io::copy_bidirectional_with_sizes(&mut qemu, &mut stream, COPY_BYTES, COPY_BYTES).await;
     if let Err(error) = carried {
         tracing::debug!("A stream of a migration ended: {error}");
+    }
+}
+
+/// A stream of memory to a target, which says when something comes.
+pub(super) struct Heard {
+    stream: Stream,
+    something: Arc<Notify>,
+}
+
+impl Heard {
+    pub(super) fn new(stream: Stream) -> (Self, Arc<Notify>) {
+        let something = Arc::new(Notify::new());
+        (Self { stream, something: something.clone() }, something)
+    }
+}
+
+/// Tells a migration when nothing comes for long, and when something does again, as long as there is one.
+pub(super) async fn watch(something: &Notify, inbox: &mpsc::Sender<Inbox>) {
+    let mut is_dry = false;
+    while !inbox.is_closed() {
+        let comes = tokio::time::timeout(STARVING_TIME, something.notified()).await.is_ok();
+        // Again and again: nobody may have been waiting for it the first time.
+        let told = match (is_dry, comes) {
+            (_, false) => inbox.send(Inbox::MemoryDry).await,
+            (true, true) => inbox.send(Inbox::MemoryFlows).await,
+            (false, true) => Ok(()),
+        };
+        // The migration may be done.
+        told.ok();
+        is_dry = !comes;
+    }
+}
+
+impl AsyncRead for Heard {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        self.something.notify_one();
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Heard {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 

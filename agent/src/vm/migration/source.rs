@@ -257,7 +257,7 @@ impl Task {
             Inbox::Resolve(_, reply) => {
                 reply.send(Err("the other host is known to have the VM, or not to have it")).ok();
             }
-            Inbox::Lost(_) | Inbox::Prepared(_) | Inbox::Begun(_) => {}
+            Inbox::Lost(_) | Inbox::Prepared(_) | Inbox::Begun(_) | Inbox::MemoryDry | Inbox::MemoryFlows => {}
         }
     }
 

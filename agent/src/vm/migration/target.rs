@@ -237,6 +237,8 @@ impl Task {
             }
             Inbox::Begun(Ok(())) => self.hear(TargetInput::Resumed),
             Inbox::Begun(Err(why)) => self.hear(TargetInput::NotResumed(why)),
+            Inbox::MemoryDry => self.hear(TargetInput::MemoryDry),
+            Inbox::MemoryFlows => self.hear(TargetInput::MemoryFlows),
             Inbox::Resolve(verdict, reply) if self.state.is_resolvable(verdict) => {
                 self.hear(TargetInput::Resolve(verdict));
                 reply.send(Ok(())).ok();
