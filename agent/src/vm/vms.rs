@@ -177,6 +177,12 @@ impl Vms {
         match process {
             Some(process) => {
                 let process = Arc::new(process);
+                // One that moves may be unplugged; it hears what is for groups when that ends.
+                if phase.is_none()
+                    && let Err(error) = self.parts.sockets.let_hear(&spec.nics).await
+                {
+                    tracing::warn!(vm = %spec.name, "A guest may not hear what is for groups: {error}");
+                }
                 let has_arrived = phase == Some(Phase::Taken);
                 if let Err(error) = self.adopt(&machine, &process, has_arrived).await {
                     tracing::warn!(vm = %spec.name, "Can't take over the process of a VM: {error:#}");
@@ -205,9 +211,6 @@ impl Vms {
         let spec = machine.spec();
         for nic in &spec.nics {
             self.parts.sockets.claim(nic).await?;
-        }
-        if !machine.is_moving() {
-            self.parts.sockets.let_hear(&spec.nics).await?;
         }
         // At the place where its QEMU waits for it.
         let base = disk::base(&spec, &self.parts.images).await?;

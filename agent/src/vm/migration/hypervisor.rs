@@ -28,8 +28,7 @@ const PAUSE_BELOW: Duration = Duration::from_millis(60);
 /// What counts of the time by which the agent's looks are late.
 const LATE_MAX: Duration = Duration::from_millis(200);
 /// How long the first pass may take after which the guest is paused though nobody knows what it has changed meanwhile.
-/// In the next one a quiet guest has so little left that QEMU may be faster than an agent that is short of a processor.
-const TRY_WITHIN: Duration = Duration::from_secs(5);
+const TRY_WITHIN: Duration = Duration::from_secs(2);
 /// A guest is quiet that changes less in a pass than can be sent in this time. As much again may have changed until it
 /// is paused.
 const QUIET: Duration = Duration::from_millis(PAUSE_TIME_MAX.as_millis() as u64 / 2);
