@@ -36,6 +36,13 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         run: crash,
     },
     Scenario {
+        name: "migrate-crash-early",
+        about: "agents are killed before memory is sent: the VM stays, and nothing is left of the move",
+        topology: LAN,
+        tools: TravellingVm::TOOLS,
+        run: crash_early,
+    },
+    Scenario {
         name: "migrate-cut",
         about: "the line is dead for half a minute in the middle of a move: one copy runs, and its disk is whole",
         topology: WAN,
@@ -129,12 +136,7 @@ fn crash(lab: &mut Lab) -> Result<()> {
     // One that is killed while it ends the copy that it gave away finds that copy's QEMU on its way out.
     lab.expect_anywhere("Can't take over the copy of a VM");
     for (phase, victim) in [("disk", "beta"), ("memory", "beta"), ("memory", "alpha")] {
-        let moving = Moving::start(lab, SLOWLY)?;
-        moving.await_phase(phase)?;
-        lab.host_mut(victim)?.kill()?;
-        moving.expect_stay("")?;
-        again(lab, victim)?;
-        vm.expect_at(lab, "alpha").with_context(|| format!("{victim}'s agent was killed in phase {phase}"))?;
+        stays_when_killed(lab, &vm, phase, victim)?;
     }
     let moving = Moving::start(lab, SLOWLY)?;
     moving.await_phase("memory")?;
@@ -157,6 +159,27 @@ fn crash(lab: &mut Lab) -> Result<()> {
         lab.note(format!("{victim} killed at {phase} of a move to {to}: the VM runs on {from}"));
     }
     Ok(())
+}
+
+fn crash_early(lab: &mut Lab) -> Result<()> {
+    lab.start_swarm()?;
+    let vm = Witness::start(lab)?;
+    // A host that is back at once is heard before it has read who it is.
+    lab.expect_anywhere("not a member of a swarm yet");
+    for (phase, victim) in [("reserve", "alpha"), ("reserve", "beta"), ("prepare", "beta"), ("disk", "alpha")] {
+        stays_when_killed(lab, &vm, phase, victim)?;
+    }
+    Ok(())
+}
+
+/// The agent of `victim` is killed in a phase of a move of alpha's VM, which has to stay.
+fn stays_when_killed(lab: &mut Lab, vm: &Witness, phase: &str, victim: &str) -> Result<()> {
+    let moving = Moving::start(lab, SLOWLY)?;
+    moving.await_phase(phase)?;
+    lab.host_mut(victim)?.kill()?;
+    moving.expect_stay("")?;
+    again(lab, victim)?;
+    vm.expect_at(lab, "alpha").with_context(|| format!("{victim}'s agent was killed in phase {phase}"))
 }
 
 fn cut(lab: &mut Lab) -> Result<()> {
@@ -305,14 +328,12 @@ fn post_copy_agents(lab: &mut Lab) -> Result<()> {
             lab.host_mut(victim)?.kill()?;
         }
         let begin = Instant::now();
-        for victim in victims {
-            lab.host_mut(victim)?.start(&Start::alone())?;
-        }
+        victims.iter().try_for_each(|victim| lab.host_mut(victim)?.start(&Start::alone()))?;
         lab.await_members(&["alpha", "beta", "gamma"], JOIN_TIME_MAX)?;
         moving.end()?.ok();
         vm.expect_at(lab, to).with_context(of_move)?;
-        let again = lab.host(from)?.log_text().matches(OVER_NEW_STREAM).count();
-        ensure!(again > resumed, "All memory was there before: {}", of_move());
+        let is_resumed = lab.host(from)?.log_text().matches(OVER_NEW_STREAM).count() > resumed;
+        ensure!(is_resumed, "All memory was there before: {}", of_move());
         lab.note(format!("{}: whole after {:.1?}", of_move(), begin.elapsed()));
         from = to;
     }
