@@ -1,5 +1,5 @@
 //! A client of QEMU's monitor: commands with ids, answers and events on one Unix socket. A connection outlives the
-//! agent that made it ([`super::monitor`]); the next one goes on with it.
+//! agent that made it (`monitor.rs`); the next one goes on with it.
 //!
 //! QEMU takes eight commands that wait for its main loop, and then none at all. So it has one at a time: those that can
 //! help out a main loop that hangs find their way.
