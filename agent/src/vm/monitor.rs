@@ -21,7 +21,10 @@ const KEPT: &str = "monitor0";
 /// Connects to the monitor of a process, or goes on with the connection of an earlier agent.
 pub(super) async fn connect(process: &Process, path: &Path) -> anyhow::Result<(Qmp, mpsc::Receiver<Event>)> {
     match kept(process, path) {
-        Ok(Some(socket)) => return resume(socket).await,
+        Ok(Some(socket)) => match resume(socket).await {
+            Ok(resumed) => return Ok(resumed),
+            Err(error) => tracing::warn!("QEMU does not go on with the connection of an earlier agent: {error:#}"),
+        },
         Ok(None) => {}
         Err(error) => tracing::warn!(
             "This agent may not use descriptors of QEMU ({error}). A VM that was left while it fetched its memory from \

@@ -14,7 +14,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -131,8 +130,7 @@ impl Qmp {
     /// # Errors
     /// If the other end does not speak QMP, or not in time.
     pub async fn start(stream: UnixStream) -> Result<(Self, mpsc::Receiver<Event>), QmpError> {
-        let (read, write) = stream.into_split();
-        let mut lines = Lines(BufReader::new(read));
+        let (mut lines, write) = split(stream)?;
         let greeting = tokio::time::timeout(ANSWER_TIMEOUT, lines.next()).await.map_err(|_| QmpError::Timeout)??;
         let Some(Message::Greeting { qmp: Greeting { capabilities } }) = greeting else {
             return Err(QmpError::Broken("it does not greet".into()));
@@ -149,8 +147,7 @@ impl Qmp {
     /// # Errors
     /// If the other end does not speak QMP, or not in time.
     pub async fn resume(stream: UnixStream) -> Result<(Self, mpsc::Receiver<Event>), QmpError> {
-        let (read, mut write) = stream.into_split();
-        let mut lines = Lines(BufReader::new(read));
+        let (mut lines, mut write) = split(stream)?;
         // Nobody else has drawn the same: what was asked before is not taken for an answer. JSON has signed numbers.
         let mark = entropy::u64() >> 2;
         let ping = Command::line(Lane::Beside, PING, &json!({}), mark);
@@ -163,7 +160,7 @@ impl Qmp {
     }
 
     /// Serves a connection whose next command has a higher id than `last`.
-    fn serve(lines: Lines, write: OwnedWriteHalf, last: u64) -> (Self, mpsc::Receiver<Event>) {
+    fn serve(lines: Lines, write: UnixStream, last: u64) -> (Self, mpsc::Receiver<Event>) {
         let (main, main_inbox) = mpsc::channel(COMMANDS_MAX);
         let (beside, beside_inbox) = mpsc::channel(COMMANDS_MAX);
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
@@ -233,6 +230,13 @@ impl Qmp {
     }
 }
 
+/// Both directions. Tokio's halves of one descriptor shut the connection down when they end, for QEMU's copy of it too.
+fn split(stream: UnixStream) -> io::Result<(Lines, UnixStream)> {
+    let stream = stream.into_std()?;
+    let write = UnixStream::from_std(stream.try_clone()?)?;
+    Ok((Lines(BufReader::new(UnixStream::from_std(stream)?)), write))
+}
+
 /// What is known of the commands of one connection.
 struct Desk {
     waiting: HashMap<u64, Command>,
@@ -246,7 +250,7 @@ struct Desk {
 /// Serves one connection until it ends.
 async fn serve(
     mut lines: Lines,
-    mut write: OwnedWriteHalf,
+    mut write: UnixStream,
     [mut main, mut beside]: [mpsc::Receiver<Command>; 2],
     mut desk: Desk,
 ) {
@@ -292,12 +296,11 @@ async fn serve(
 }
 
 /// Writes a line, and passes a descriptor along.
-async fn say(write: &mut OwnedWriteHalf, line: &[u8], descriptor: Option<OwnedFd>) -> io::Result<()> {
+async fn say(write: &mut UnixStream, line: &[u8], descriptor: Option<OwnedFd>) -> io::Result<()> {
     let mut said = 0;
     if let Some(descriptor) = descriptor {
-        let stream: &UnixStream = write.as_ref();
-        let send = || descriptor::send_with(stream.as_fd(), line, &descriptor);
-        said = stream.async_io(Interest::WRITABLE, send).await?;
+        let send = || descriptor::send_with(write.as_fd(), line, &descriptor);
+        said = write.async_io(Interest::WRITABLE, send).await?;
     }
     write.write_all(&line[said..]).await
 }
@@ -345,7 +348,7 @@ impl Desk {
     }
 }
 
-struct Lines(BufReader<OwnedReadHalf>);
+struct Lines(BufReader<UnixStream>);
 
 impl Lines {
     async fn next(&mut self) -> Result<Option<Message>, QmpError> {
@@ -433,8 +436,8 @@ mod tests {
     async fn a_main_loop_that_hangs_has_one_command_and_others_pass_it() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut qemu = BufReader::new(theirs);
-        let (read, write) = ours.into_split();
-        let (qmp, _events) = Qmp::serve(Lines(BufReader::new(read)), write, 7);
+        let (lines, write) = split(ours).unwrap();
+        let (qmp, _events) = Qmp::serve(lines, write, 7);
         let (one, two) = (qmp.clone(), qmp.clone());
         let first = tokio::spawn(async move { one.run("query-status").await });
         let hanging = line(&mut qemu).await;
@@ -486,6 +489,28 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         drop(theirs);
         assert!(Qmp::resume(ours).await.is_err());
+    }
+
+    #[test]
+    fn an_agent_that_stops_leaves_its_end_open() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (kept, theirs) = runtime.block_on(async {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let kept = ours.as_fd().try_clone_to_owned().unwrap();
+            let started = tokio::spawn(Qmp::start(ours));
+            let mut qemu = BufReader::new(theirs);
+            tell(&mut qemu, json!({"QMP": {"version": {}, "capabilities": ["oob"]}})).await;
+            let hello = line(&mut qemu).await;
+            tell(&mut qemu, json!({"return": {}, "id": hello["id"]})).await;
+            // The connection is served until the agent is gone.
+            std::mem::forget(started.await.unwrap().unwrap());
+            (std::os::unix::net::UnixStream::from(kept), qemu.into_inner().into_std().unwrap())
+        });
+        drop(runtime);
+        io::Write::write_all(&mut &kept, b"x").unwrap();
+        let mut heard = [0];
+        io::Read::read_exact(&mut &theirs, &mut heard).unwrap();
+        assert_eq!(heard, *b"x");
     }
 
     #[tokio::test]
