@@ -19,6 +19,7 @@ pub struct Source {
     has_disk: bool,
     post_copy: PostCopy,
     pause: Pause,
+    is_stopped: bool,
     /// The target said that it has no copy.
     is_declined: bool,
     /// QEMU has nothing left to send.
@@ -202,6 +203,7 @@ impl Source {
             has_disk: false,
             post_copy: PostCopy::Never,
             pause: Pause::No { again: Instant(0) },
+            is_stopped: false,
             is_declined: false,
             is_sent: false,
             is_fetched: false,
@@ -374,6 +376,7 @@ impl Source {
     }
 
     fn on_stopped(&mut self, now: Instant) {
+        self.is_stopped = true;
         self.timers.give_up = Some(now + SWITCH_TIME_MAX);
         self.timers.unpause = (self.pause == Pause::Asked).then(|| now + PAUSE_TIME_MAX);
         self.effects.extend([SourceEffect::ClosePorts, SourceEffect::Tell(Notice::Step(Step::SwitchOver))]);
@@ -387,6 +390,10 @@ impl Source {
     }
 
     fn on_paused(&mut self, now: Instant) {
+        if !self.is_stopped {
+            // A guest that was paused before, as when its disk can't be read, is not stopped once more.
+            self.on_stopped(now);
+        }
         self.timers.give_up = Some(now + SWITCH_TIME_MAX);
         self.timers.unpause = None;
         self.state = State::Draining;

@@ -17,6 +17,15 @@ fn source(inputs: &[SourceInput]) -> Source {
     source
 }
 
+#[test]
+fn the_ports_of_a_guest_that_was_paused_before_are_closed_too() {
+    let ready = SourceInput::Said(ToSource::Ready { id: ID, post_copy: false });
+    let effects = |mut source: Source| std::iter::from_fn(move || source.poll_effect()).collect::<Vec<_>>();
+    let closes = |source| effects(source).iter().filter(|effect| **effect == SourceEffect::ClosePorts).count();
+    assert_eq!(closes(source(&[ready.clone(), SourceInput::Paused])), 1);
+    assert_eq!(closes(source(&[ready, SourceInput::Stopped, SourceInput::Paused])), 0, "not twice");
+}
+
 fn given() -> Source {
     let ready = SourceInput::Said(ToSource::Ready { id: ID, post_copy: false });
     source(&[ready, SourceInput::Stopped, SourceInput::Paused, SourceInput::Sent])
