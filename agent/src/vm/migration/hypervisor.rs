@@ -261,7 +261,10 @@ pub(super) async fn drain(qmp: &Qmp, ports: &mut GuestPorts, queues: &[(Rest, u3
         if looks >= DRAIN_LOOKS {
             tokio::time::sleep(DRAIN_BREAK).await;
         }
-        qmp.run("query-status").await?;
+        if qmp.run("query-status").await?["running"] == false {
+            // QEMU was faster: the guest takes nothing any more.
+            break;
+        }
         looks += 1;
     }
     Ok(())
