@@ -50,7 +50,15 @@ async fn keep(process: &Process, qmp: &Qmp, end: OwnedFd) -> anyhow::Result<()> 
         tracing::debug!("The monitor ends with this agent: {error}");
         return Ok(());
     }
-    Ok(qmp.give(KEPT, end).await?)
+    leave(qmp, end.into()).await
+}
+
+/// QEMU makes what it is given wait when it is read, and that is the agent's own end: a thread of the agent would stand
+/// still.
+async fn leave(qmp: &Qmp, end: Socket) -> anyhow::Result<()> {
+    let ours = end.try_clone().context("Can't keep a monitor open")?;
+    qmp.give(KEPT, end.into()).await?;
+    ours.set_nonblocking(true).context("Can't use a monitor")
 }
 
 /// The end of an earlier agent's connection.
@@ -82,7 +90,9 @@ fn tail(path: &Path) -> (Option<&OsStr>, Option<&OsStr>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixListener;
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
     #[tokio::test]
     async fn the_end_that_a_process_keeps_is_found() {
@@ -107,6 +117,34 @@ mod tests {
             process.kill();
             process.ended().await;
         }
+    }
+
+    #[tokio::test]
+    async fn the_agent_never_waits_in_what_a_process_keeps() {
+        let (ours, theirs) = Socket::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let [end, same] = [(); 2].map(|()| ours.try_clone().unwrap());
+        theirs.set_nonblocking(true).unwrap();
+        let qemu = tokio::spawn(async move {
+            let mut qemu = BufReader::new(UnixStream::from_std(theirs).unwrap());
+            qemu.write_all(b"{\"QMP\": {\"version\": {}, \"capabilities\": []}}\r\n").await.unwrap();
+            for id in 1..=2 {
+                let mut asked = String::new();
+                qemu.read_line(&mut asked).await.unwrap();
+                if asked.contains("getfd") {
+                    // What QEMU does to the descriptor that comes along.
+                    same.set_nonblocking(false).unwrap();
+                }
+                qemu.write_all(format!("{{\"return\": {{}}, \"id\": {id}}}\r\n").as_bytes()).await.unwrap();
+            }
+            same
+        });
+        let (qmp, _events) = Qmp::start(UnixStream::from_std(ours).unwrap()).await.unwrap();
+        leave(&qmp, end).await.unwrap();
+        let same = qemu.await.unwrap();
+        // SAFETY: the call takes no pointers, and the descriptor is open.
+        let flags = unsafe { libc::fcntl(same.as_raw_fd(), libc::F_GETFL) };
+        assert!(flags & libc::O_NONBLOCK != 0);
     }
 
     #[test]
