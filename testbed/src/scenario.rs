@@ -110,20 +110,13 @@ pub(crate) fn all() -> Vec<Scenario> {
     groups.into_iter().flatten().cloned().collect()
 }
 
-/// Moves that still lose something: of many on a busy machine, QEMU pauses a guest before its agent now and then. They
-/// run when they are named.
-const UNFINISHED: [&str; 1] = ["migrate-many"];
-
-/// The scenarios that carry one of `names`; if there are none, all but those that are [`UNFINISHED`].
+/// The scenarios that carry one of `names`; if there are none, all.
 fn select(names: &[String]) -> Result<Vec<Scenario>> {
     let scenarios = all();
     if let Some(unknown) = names.iter().find(|name| scenarios.iter().all(|scenario| scenario.name != **name)) {
         return Err(anyhow!("There is no scenario {unknown}; see `testbed list`"));
     }
-    let is_wanted = |scenario: &Scenario| match names {
-        [] => !UNFINISHED.contains(&scenario.name),
-        names => names.iter().any(|name| name == scenario.name),
-    };
+    let is_wanted = |scenario: &Scenario| names.is_empty() || names.iter().any(|name| name == scenario.name);
     Ok(scenarios.into_iter().filter(is_wanted).collect())
 }
 

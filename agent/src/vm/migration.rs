@@ -12,6 +12,7 @@ mod report;
 mod rest_of_memory;
 mod source;
 mod target;
+mod valve;
 
 pub use line::MIGRATION;
 

@@ -5,6 +5,7 @@ use super::super::machine::{Live, News};
 use super::super::moving;
 use super::super::qmp::{Event, Qmp, QmpError};
 use super::super::store::Files;
+use super::valve::{ALL, Shut};
 use crate::netdev::{GuestPorts, Rest};
 use anyhow::Context;
 use serde_json::{Value, json};
@@ -24,9 +25,7 @@ const WAY: &str = "memory0";
 /// the agent means to be faster: QEMU loses frames that come while it pauses a guest.
 const DOWNTIME_LIMIT_MS: u64 = 1;
 /// When the agent has the guest paused: when what is left can be sent in this time.
-const PAUSE_BELOW: Duration = Duration::from_millis(60);
-/// What counts of the time by which the agent's looks are late.
-const LATE_MAX: Duration = Duration::from_millis(200);
+const PAUSE_BELOW: Duration = Duration::from_millis(20);
 /// How long the first pass may take after which the guest is paused though nobody knows what it has changed meanwhile.
 const TRY_WITHIN: Duration = Duration::from_secs(2);
 /// A guest is quiet that changes less in a pass than can be sent in this time. As much again may have changed until it
@@ -40,6 +39,10 @@ const LOOK_MAX: Duration = Duration::from_millis(250);
 /// Bytes of empty memory that QEMU passes in a second at most. It costs a look and no sending, and a display has 16 MiB
 /// of it at the very end.
 const EMPTY_RATE: u64 = 8 << 30;
+/// Bytes per second at which memory may be sent before it is known how fast it is.
+const RATE_MIN: u64 = 256 << 20;
+/// Bytes that QEMU may send between two looks in any case: some pages.
+const ALLOWANCE_MIN: u64 = 16 << 10;
 /// How long a guest may take to take all frames before it is paused. It runs meanwhile, but hears nothing new: one that
 /// is not quicker gets too little of a processor, or takes no frames at all.
 const DRAIN_TIME_MAX: Duration = PAUSE_TIME_MAX;
@@ -74,14 +77,12 @@ pub(super) struct Figures {
     pub(super) rounds: u64,
     /// How long it has been at it.
     pub(super) elapsed: Duration,
-    /// How long after they were wanted these figures came: so much later a guest is paused, too.
-    pub(super) late: Duration,
 }
 
 impl Figures {
     /// How much may be left when the guest is to be paused.
     fn pause_below(&self) -> u64 {
-        bytes_in(self.rate, PAUSE_BELOW + self.late.min(LATE_MAX))
+        bytes_in(self.rate, PAUSE_BELOW)
     }
 }
 
@@ -197,7 +198,6 @@ pub(super) async fn figures(qmp: &Qmp) -> Option<Figures> {
         dirty: number(&ram["dirty-pages-rate"]).saturating_mul(page),
         rounds: number(&ram["dirty-sync-count"]),
         elapsed: Duration::from_millis(number(&info["total-time"])),
-        late: Duration::ZERO,
     })
 }
 
@@ -240,6 +240,17 @@ pub(super) fn next_look(figures: &Figures) -> Duration {
     Duration::from_micros(ahead / (EMPTY_RATE / 1_000_000)).clamp(LOOK_MIN, LOOK_MAX)
 }
 
+/// How much QEMU may send until the agent has looked again: it must not come unseen to where the guest is to be paused.
+/// A rate that is measured may be that of empty memory.
+pub(super) fn allowance(figures: &Figures) -> u64 {
+    if !figures.is_active {
+        return ALL;
+    }
+    let ahead = figures.remaining.saturating_sub(figures.pause_below());
+    let in_time = bytes_in(figures.rate.max(RATE_MIN), 2 * next_look(figures));
+    ahead.min(in_time).max(bytes_in(figures.rate, LOOK_MIN)).max(ALLOWANCE_MIN)
+}
+
 fn bytes_in(rate: u64, time: Duration) -> u64 {
     u64::try_from(u128::from(rate) * time.as_micros() / 1_000_000).unwrap_or(u64::MAX)
 }
@@ -270,9 +281,22 @@ pub(super) async fn drain(qmp: &Qmp, ports: &mut GuestPorts, queues: &[(Rest, u3
     Ok(())
 }
 
-/// Pauses the guest.
-pub(super) async fn pause(qmp: &Qmp) -> Result<(), QmpError> {
-    qmp.run("stop").await.map(drop)
+/// Pauses the guest. Memory is sent again as soon as it stands, while QEMU still writes what the disk's caches have.
+pub(super) async fn pause(live: &Live, shut: Shut) -> Result<(), QmpError> {
+    let mut events = live.events.subscribe();
+    let stands = async move { while events.recv().await.is_ok_and(|event| event.event != "STOP") {} };
+    let open = async {
+        stands.await;
+        drop(shut);
+    };
+    tokio::pin! {
+        let stopping = live.qmp.run("stop");
+    }
+    tokio::select! {
+        stopped = &mut stopping => return stopped.map(drop),
+        () = open => {}
+    }
+    stopping.await.map(drop)
 }
 
 /// Why the copy of the disk goes no further.
@@ -358,6 +382,8 @@ pub(super) enum SourceNews {
     MirrorStuck,
     /// Memory that the target fetches goes nowhere: its stream broke.
     MemoryCut,
+    /// Memory is being sent.
+    MemoryFlows,
     /// What the guest has changed in the memory is known anew.
     Pass,
     Nothing,
@@ -379,6 +405,7 @@ pub(super) async fn source_news(qmp: Option<&Qmp>, news: &News) -> SourceNews {
         "BLOCK_JOB_ERROR" if is_ours => SourceNews::MirrorStuck,
         "MIGRATION_PASS" => SourceNews::Pass,
         "MIGRATION" => match event.data["status"].as_str() {
+            Some("active") => SourceNews::MemoryFlows,
             Some("pre-switchover") => SourceNews::Input(SourceInput::Paused),
             Some("completed") => SourceNews::Input(SourceInput::Sent),
             Some("postcopy-active") => SourceNews::Input(SourceInput::PostCopyBegun),
@@ -481,16 +508,33 @@ mod tests {
     fn a_guest_is_paused_when_little_is_left_and_looked_at_before() {
         let figures = |remaining| Figures { is_active: true, rate: 1 << 30, remaining, ..Figures::default() };
         let unknown = Changes::default();
-        assert!(unknown.are_converging(&figures(60 << 20)) && !unknown.are_converging(&figures(70 << 20)));
+        assert!(unknown.are_converging(&figures(20 << 20)) && !unknown.are_converging(&figures(21 << 20)));
         assert!(!unknown.are_converging(&Figures { elapsed: Duration::from_secs(9), ..figures(0) }), "who knows");
-        let late = |ms| Figures { late: Duration::from_millis(ms), ..figures(70 << 20) };
-        assert!(unknown.are_converging(&late(20)) && !unknown.are_converging(&late(5)));
         assert!(!unknown.are_converging(&Figures { is_active: false, ..figures(0) }), "QEMU has paused it by itself");
         assert!(!unknown.are_converging(&Figures { rate: 0, ..figures(0) }), "nothing is known yet");
-        assert_eq!(next_look(&figures(64 << 20)), LOOK_MIN);
+        assert_eq!(next_look(&figures(32 << 20)), LOOK_MIN);
         assert_eq!(next_look(&figures(u64::MAX)), LOOK_MAX);
         let empty = Duration::from_millis(100);
         assert!(next_look(&figures(bytes_in(EMPTY_RATE, empty))) <= empty);
+    }
+
+    #[test]
+    fn qemu_does_not_get_unseen_to_where_the_guest_is_paused() {
+        let rate = 1 << 30;
+        let below = bytes_in(rate, PAUSE_BELOW);
+        let figures = |ahead: u64| Figures { is_active: true, rate, remaining: below + ahead, ..Figures::default() };
+        for ahead in [1 << 20, 16 << 20, 1 << 30, 1 << 40] {
+            let figures = figures(ahead);
+            let allowed = allowance(&figures);
+            assert!(
+                allowed <= ahead.max(bytes_in(rate, LOOK_MIN)) && allowed <= bytes_in(rate, 2 * LOOK_MAX),
+                "{ahead}: {allowed}"
+            );
+            assert!(ahead < 2 << 20 || allowed >= bytes_in(rate, next_look(&figures)), "it is not slowed down");
+        }
+        assert_eq!(allowance(&figures(0)), bytes_in(rate, LOOK_MIN), "it goes on, a look at a time");
+        assert_eq!(allowance(&Figures { is_active: true, ..Figures::default() }), ALLOWANCE_MIN);
+        assert_eq!(allowance(&Figures::default()), ALL, "the guest stands, or fetches what it needs");
     }
 
     #[test]

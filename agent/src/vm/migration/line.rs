@@ -3,6 +3,7 @@
 
 use super::super::console::Console;
 use super::Inbox;
+use super::valve::{Valve, Valved};
 use crate::nbd::{Ahead, Behind};
 use crate::swarm::streams::{Stream, StreamKind, Streams};
 use anyhow::{Context as _, bail};
@@ -242,15 +243,16 @@ pub(super) fn way_of_disk(
 
 /// One end of a connection for a QEMU of this host, to speak with one of the other host. Little waits in it: QEMU takes
 /// that for sent, and pauses the guest too early.
-pub(super) fn way_of_memory(streams: Streams, to: HostId, id: MigrationId) -> io::Result<(OwnedFd, Bridge)> {
+pub(super) fn way_of_memory(streams: Streams, to: HostId, id: MigrationId) -> io::Result<(OwnedFd, Bridge, Valve)> {
     let (ours, theirs) = pipe()?;
+    let (ours, valve) = Valved::new(ours);
     let carrying = tokio::spawn(async move {
         match open(&streams, to, Purpose::Memory, id).await {
             Ok(stream) => carry(ours, stream).await,
             Err(error) => tracing::debug!("A stream of a migration can't be opened: {error:#}"),
         }
     });
-    Ok((theirs, Bridge(carrying.abort_handle())))
+    Ok((theirs, Bridge(carrying.abort_handle()), valve))
 }
 
 /// The same for what the target still fetches, once its QEMU waits for it: until then this host's is told nothing.
@@ -297,7 +299,7 @@ pub(super) async fn join_again(socket: &Path, stream: impl AsyncRead + AsyncWrit
     Ok(())
 }
 
-async fn carry(mut qemu: UnixStream, mut stream: impl AsyncRead + AsyncWrite + Unpin) {
+async fn carry(mut qemu: impl AsyncRead + AsyncWrite + Unpin, mut stream: impl AsyncRead + AsyncWrite + Unpin) {
     let carried = tokio::io::copy_bidirectional_with_sizes(&mut qemu, &mut stream, COPY_BYTES, COPY_BYTES).await;
     if let Err(error) = carried {
         tracing::debug!("A stream of a migration ended: {error}");

@@ -8,6 +8,7 @@ use super::definition::Definition;
 use super::hypervisor::{self, Changes, Figures, SourceNews, Terms};
 use super::line::{self, Bridge, Line, Patience, Purpose};
 use super::report::{Counts, Times, milliseconds, sum};
+use super::valve::Valve;
 use super::{Failure, Inbox, MigrateOptions, Shared};
 use crate::control::model::{MigrationProgress, MigrationReport};
 use crate::control::problem::{ApiError, ErrorCode};
@@ -60,6 +61,8 @@ struct Task {
     networks: Vec<(NetworkId, Mac)>,
     /// What QEMU sends disk and memory by.
     bridges: Vec<Bridge>,
+    /// In the way of the memory.
+    valve: Valve,
     /// How long QEMU may wait for the target while the guest is paused. It answers nobody meanwhile.
     patience: Option<Patience>,
     /// Bytes of the disk's stream, and what of the disk is not at the target yet.
@@ -168,6 +171,7 @@ impl Task {
             seats: Vec::new(),
             networks: Vec::new(),
             bridges: Vec::new(),
+            valve: Valve::default(),
             patience: None,
             disk_sent: Arc::default(),
             behind: None,
@@ -283,6 +287,7 @@ impl Task {
                 self.hear(input);
             }
             SourceNews::MemoryCut => self.mending.look_now(),
+            SourceNews::MemoryFlows if self.is_sending => self.follow_figures(false).await,
             SourceNews::Pass if self.is_sending => self.follow_figures(true).await,
             SourceNews::MirrorEnded(None) if self.is_finishing_mirror => self.on_disk_whole().await,
             SourceNews::MirrorEnded(why) => {
@@ -294,7 +299,7 @@ impl Task {
                 let why = hypervisor::why_stuck(&live.qmp).await;
                 self.hear(SourceInput::Broken(format!("the disk could not be copied: {why}")));
             }
-            SourceNews::Pass | SourceNews::Nothing => {}
+            SourceNews::MemoryFlows | SourceNews::Pass | SourceNews::Nothing => {}
         }
     }
 
@@ -317,15 +322,16 @@ impl Task {
     /// Asks QEMU how far it is. When it `has_looked` anew what the guest has changed, what is left is just that.
     async fn follow_figures(&mut self, has_looked: bool) {
         let now = tokio::time::Instant::now();
-        let wanted = now.min(self.look_at);
         self.look_at = now + TELL_INTERVAL;
         let Some(live) = self.live() else { return };
-        let Some(mut figures) = hypervisor::figures(&live.qmp).await else { return };
-        figures.late = wanted.elapsed();
+        let Some(figures) = hypervisor::figures(&live.qmp).await else { return };
         self.look_at = now + hypervisor::next_look(&figures);
         self.counts.bytes.memory = figures.transferred;
         if has_looked && figures.rounds > 1 {
             self.changes.see(figures.remaining);
+        }
+        if self.times.closed.is_none() {
+            self.valve.allow(hypervisor::allowance(&figures));
         }
         if self.changes.are_diverging(&figures) {
             self.hear(SourceInput::Diverging);
@@ -426,8 +432,9 @@ impl Task {
     }
 
     fn way_of_memory(&mut self) -> io::Result<OwnedFd> {
-        let (way, bridge) = line::way_of_memory(self.shared.streams.clone(), self.peer, self.id)?;
+        let (way, bridge, valve) = line::way_of_memory(self.shared.streams.clone(), self.peer, self.id)?;
         self.bridges.push(bridge);
+        self.valve = valve;
         Ok(way)
     }
 

@@ -3,6 +3,7 @@
 use super::super::{
     hypervisor,
     line::{self, Patience},
+    valve::ALL,
 };
 use super::Task;
 use crate::core::Seat;
@@ -15,8 +16,10 @@ use virtuoso_overlay::migrate::{SWITCH_TIME_MAX, SourceInput};
 const END_TIME_MAX: Duration = Duration::from_secs(10);
 
 impl Task {
-    /// Holds what comes for the guest, and pauses it when it has got what was on its way to it.
+    /// Holds what comes for the guest, and pauses it when it has got what was on its way to it. QEMU must not be
+    /// faster, so it gets rid of no more memory meanwhile.
     pub(super) async fn pause(&mut self) {
+        let shut = self.valve.shut();
         let Some(live) = self.live() else { return self.hear(SourceInput::Broken("the VM's process is gone".into())) };
         let spec = self.machine.spec();
         let pid = live.process.mark().pid;
@@ -44,7 +47,7 @@ impl Task {
         let paused = async {
             hypervisor::drain(&live.qmp, &mut ports, &queues).await?;
             self.times.stopped = Some(self.shared.vms.now());
-            hypervisor::pause(&live.qmp).await
+            hypervisor::pause(&live, shut).await
         };
         if let Err(error) = paused.await {
             self.hear(SourceInput::Broken(error.to_string()));
@@ -93,6 +96,7 @@ impl Task {
     }
 
     pub(super) async fn close_ports(&mut self) {
+        self.valve.allow(ALL);
         self.times.closed.get_or_insert_with(|| self.shared.vms.now());
         let Some(live) = self.live() else { return };
         live.hold();
