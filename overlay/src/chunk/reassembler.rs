@@ -23,8 +23,14 @@ const PATIENCE_MIN: u64 = 3;
 /// See [`PATIENCE_MIN`].
 const PATIENCE_MAX: u64 = 64;
 
-/// Without later datagrams, a missing chunk is waited for so long.
-const WAIT_MAX: Duration = Duration::from_millis(10);
+/// Without later datagrams, a missing chunk is waited for so long at first. A chunk that comes later than this makes it
+/// twice its delay, each frame that was waited for in vain an eighth of the way shorter. Chunks of one frame are apart
+/// where a path is slow (12 ms at 1 Mbit/s), and by a round trip where a congestion window is smaller than the frame.
+const WAIT: Duration = Duration::from_millis(50);
+/// See [`WAIT`]: more than processors take to get from one send to the next.
+const WAIT_MIN: Duration = Duration::from_millis(10);
+/// See [`WAIT`]: TCP repeats by then what it has no answer to (`TCP_RTO_MIN` of Linux).
+const WAIT_MAX: Duration = Duration::from_millis(200);
 
 /// Datagrams for which it is remembered that a frame is done with: more than a queue of the network reorders.
 const MEMORY: u64 = 4096;
@@ -55,6 +61,7 @@ pub struct Reassembler {
     /// How many came.
     datagrams: u64,
     patience: u64,
+    wait: Duration,
     losses: Losses,
 }
 
@@ -84,7 +91,17 @@ struct Partial {
 struct Done {
     id: u16,
     datagram: u64,
-    is_complete: bool,
+    end: End,
+}
+
+/// How a frame came to its end.
+#[derive(Debug)]
+enum End {
+    Complete,
+    /// Others came instead of its missing chunks, or it contradicted itself.
+    Overtaken,
+    /// Nothing came for too long; since when.
+    Overdue(Instant),
 }
 
 /// What a chunk did to its frame.
@@ -105,6 +122,7 @@ impl Default for Reassembler {
             segmenter: Segmenter::default(),
             datagrams: 0,
             patience: PATIENCE_MIN,
+            wait: WAIT,
             losses: Losses::default(),
         }
     }
@@ -141,20 +159,23 @@ impl Reassembler {
     /// a super-frame the segments that are here are handed to `out`.
     pub fn settle(&mut self, now: Instant, mut out: impl FnMut(&[u8])) {
         while let Some(&slot) = self.open.front() {
-            let is_overdue = self.slots[slot].partial.as_ref().is_none_or(|partial| {
-                self.datagrams - partial.datagram > self.patience || now.since(partial.since) >= WAIT_MAX
-            });
-            if !is_overdue {
+            let Some(partial) = &self.slots[slot].partial else { return };
+            let end = if self.datagrams - partial.datagram > self.patience {
+                End::Overtaken
+            } else if partial.since + self.wait <= now {
+                self.wait -= (self.wait - WAIT_MIN) / 8;
+                End::Overdue(partial.since)
+            } else {
                 return;
-            }
-            self.give_up(slot, &mut out);
+            };
+            self.give_up(slot, end, &mut out);
         }
     }
 
     /// When [`Reassembler::settle`] has something to do though no datagram comes.
     pub fn deadline(&self) -> Option<Instant> {
         let oldest = self.slots[*self.open.front()?].partial.as_ref()?;
-        Some(oldest.since + WAIT_MAX)
+        Some(oldest.since + self.wait)
     }
 
     /// What was lost since the last call.
@@ -165,12 +186,12 @@ impl Reassembler {
     /// Adds one chunk to its frame.
     fn store(&mut self, now: Instant, header: ChunkHeader, payload: &[u8], out: &mut impl FnMut(&[u8])) {
         let slot = usize::from(header.id) % SLOTS;
-        if self.is_late(slot, &header) {
+        if self.is_late(now, slot, &header) {
             return;
         }
         let fits = |partial: &Partial| partial.id == header.id && partial.packet.len() == header.total;
         if self.slots[slot].partial.as_ref().is_some_and(|partial| !fits(partial)) {
-            self.give_up(slot, out);
+            self.give_up(slot, End::Overtaken, out);
         }
         if self.slots[slot].partial.is_none() {
             self.begin(now, slot, header, out);
@@ -183,10 +204,10 @@ impl Reassembler {
             Step::Incomplete => {}
             Step::Contradiction => {
                 self.losses.incomplete += 1;
-                self.close(slot, false);
+                self.close(slot, End::Overtaken);
             }
             Step::Complete => {
-                if let Some(partial) = self.close(slot, true) {
+                if let Some(partial) = self.close(slot, End::Complete) {
                     out(&partial.packet);
                     self.spare(partial.packet);
                 }
@@ -194,14 +215,21 @@ impl Reassembler {
         }
     }
 
-    /// Whether the chunk belongs to a frame that is done with.
-    fn is_late(&mut self, slot: usize, header: &ChunkHeader) -> bool {
-        let Some(done) = &self.slots[slot].done else { return false };
+    /// Whether the chunk belongs to a frame that is done with. If that was too early, the next ones get more time.
+    fn is_late(&mut self, now: Instant, slot: usize, header: &ChunkHeader) -> bool {
+        let Some(done) = &mut self.slots[slot].done else { return false };
         if done.id != header.id || self.datagrams - done.datagram > MEMORY {
             return false;
         }
-        if !done.is_complete && self.datagrams > done.datagram {
-            self.patience = (self.patience * 2).min(PATIENCE_MAX);
+        match &mut done.end {
+            End::Overtaken if self.datagrams > done.datagram => {
+                self.patience = (self.patience * 2).min(PATIENCE_MAX);
+            }
+            End::Overdue(since) => {
+                self.wait = self.wait.max(2 * now.since(*since)).min(WAIT_MAX);
+                *since = now;
+            }
+            End::Overtaken | End::Complete => {}
         }
         true
     }
@@ -209,7 +237,7 @@ impl Reassembler {
     fn begin(&mut self, now: Instant, slot: usize, header: ChunkHeader, out: &mut impl FnMut(&[u8])) {
         while self.bytes + header.total > INCOMPLETE_BYTES_MAX {
             let Some(&oldest) = self.open.front() else { break };
-            self.give_up(oldest, out);
+            self.give_up(oldest, End::Overtaken, out);
         }
         let mut packet = self.spares.pop().unwrap_or_default();
         packet.resize(header.total, 0);
@@ -221,8 +249,8 @@ impl Reassembler {
     }
 
     /// Delivers what is here of a frame that will not be complete.
-    fn give_up(&mut self, slot: usize, out: &mut impl FnMut(&[u8])) {
-        let Some(mut partial) = self.close(slot, false) else { return };
+    fn give_up(&mut self, slot: usize, end: End, out: &mut impl FnMut(&[u8])) {
+        let Some(mut partial) = self.close(slot, end) else { return };
         self.losses.incomplete += 1;
         let has_head = partial.ranges.first().is_some_and(|(begin, end)| *begin == 0 && *end >= HEADER_BYTES);
         // Offsets behind the frame header, which every piece gets.
@@ -238,9 +266,9 @@ impl Reassembler {
         self.spare(partial.packet);
     }
 
-    fn close(&mut self, slot: usize, is_complete: bool) -> Option<Partial> {
+    fn close(&mut self, slot: usize, end: End) -> Option<Partial> {
         let partial = self.slots[slot].partial.take()?;
-        self.slots[slot].done = Some(Done { id: partial.id, datagram: self.datagrams, is_complete });
+        self.slots[slot].done = Some(Done { id: partial.id, datagram: self.datagrams, end });
         self.open.retain(|open| *open != slot);
         self.bytes -= partial.packet.len();
         Some(partial)

@@ -6,6 +6,7 @@ use crate::time::Instant;
 use bytes::Bytes;
 use proptest::prelude::*;
 use std::collections::HashMap;
+use std::time::Duration;
 
 const NONE: Redundancy = Redundancy { headers: 0, parity: false };
 
@@ -268,6 +269,37 @@ fn a_path_that_reorders_is_given_more_time() {
         }
     }
     assert!(complete >= 45, "{complete}");
+}
+
+/// Sends a packet of two datagrams, the second one `gap` later, if it comes. True if all of it came out.
+fn passes(reassembler: &mut Reassembler, id: u16, now: &mut Instant, gap: Option<Duration>) -> bool {
+    let chunk = |offset| [&ChunkHeader { id, offset, total: 200, short: 0 }.encode()[..], &[1; 100]].concat();
+    let mut is_whole = false;
+    reassembler.feed(*now, &chunk(0), |packet| is_whole |= packet.len() == 200);
+    let deadline = reassembler.deadline().unwrap();
+    if gap.is_none_or(|gap| *now + gap >= deadline) {
+        reassembler.settle(deadline, |_| panic!("of a plain frame there are no parts"));
+    }
+    *now = gap.map_or(deadline, |gap| *now + gap);
+    if gap.is_some() {
+        reassembler.feed(*now, &chunk(100), |packet| is_whole |= packet.len() == 200);
+    }
+    is_whole
+}
+
+#[test]
+fn a_slow_path_is_given_more_time() {
+    let (mut reassembler, mut now) = (Reassembler::default(), Instant(0));
+    let mut passes = |id, gap: Option<u64>| passes(&mut reassembler, id, &mut now, gap.map(Duration::from_millis));
+    assert!(passes(0, Some(30)), "1 Mbit/s, beside another flow");
+    assert!(!passes(1, Some(70)));
+    assert!((2..40).all(|id| passes(id, Some(70))), "a window is open once in a round trip of 70 ms");
+    // Where chunks get lost nobody waits for so long.
+    assert!((100..140).all(|id| !passes(id, None)));
+    assert!(!passes(200, Some(30)));
+    assert!(passes(201, Some(30)), "one late chunk is enough to know better");
+    assert!(!passes(202, Some(5000)));
+    assert!(!passes(203, Some(5000)), "but it is not waited for without end");
 }
 
 #[test]

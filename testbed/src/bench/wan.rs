@@ -88,6 +88,10 @@ fn plans() -> Vec<Plan> {
         let name = format!("20 ms, 100 Mbit/s, queue of 20 ms, {streams} x cubic{beside}");
         plans.push(Plan { name, path: narrow, options: format!("-C cubic -P {streams}"), has_rival });
     }
+    // A full packet takes 12 ms.
+    let slow = Impairment { rate: Some(BitRate(1_000_000)), queue: Some(way(200)), ..narrow };
+    let name = "20 ms, 1 Mbit/s, queue of 200 ms, 1 x cubic".to_owned();
+    plans.push(Plan { name, path: slow, options: "-C cubic".to_owned(), has_rival: false });
     plans
 }
 
