@@ -31,6 +31,7 @@ mod limits;
 mod migrate;
 mod migrate_devices;
 mod migrate_faults;
+mod migrate_gone;
 mod migrate_paths;
 mod moves;
 mod names;
@@ -77,7 +78,7 @@ enum Verdict {
 
 /// All scenarios, the simple ones first.
 pub(crate) fn all() -> Vec<Scenario> {
-    let groups: [&[Scenario]; 28] = [
+    let groups: [&[Scenario]; 29] = [
         emulator::SCENARIOS,
         startup::SCENARIOS,
         join::SCENARIOS,
@@ -99,6 +100,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         vm_clone::SCENARIOS,
         migrate::SCENARIOS,
         migrate_faults::SCENARIOS,
+        migrate_gone::SCENARIOS,
         migrate_devices::SCENARIOS,
         migrate_paths::SCENARIOS,
         vm_image::SCENARIOS,

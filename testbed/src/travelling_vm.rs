@@ -20,6 +20,8 @@ use crate::traffic::transfer::Transfer;
 use crate::wait;
 
 pub(crate) mod company;
+pub(crate) mod moving;
+pub(crate) mod witness;
 
 /// The VM `one` in network `blue`, and the guest `user` on gamma, who talks to it.
 pub(crate) struct TravellingVm {
