@@ -72,6 +72,8 @@ deps: ## Install what building needs (Debian packages; asks sudo if you are not 
 lab-deps: deps ## Install what the labs of `testbed`, `demo` and `bench` need: QEMU, iperf3, ssh and others
 	$(call install-missing,$(LAB_NEEDED))
 
+# Whoever runs something of the workspace builds all of it: a part would ask for other features of dependencies, and
+# build those once more.
 .PHONY: build
 build: deps ## The agent, the simulator and the testbed, for development
 	$(CARGO) build --workspace --locked
@@ -116,14 +118,12 @@ sim: sim-seeds ## Simulate swarms: SEEDS=0..20 or SEED=7 with faults, and HOSTS=
 	$(if $(SEED),,$(TARGET)/debug/virtuoso-sim scale --hosts $(HOSTS))
 
 .PHONY: sim-seeds
-sim-seeds: deps
-	$(CARGO) build --locked -p virtuoso-sim
+sim-seeds: build
 	$(TARGET)/debug/virtuoso-sim run $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
 	@echo "sim: $(if $(SEED),seed $(SEED),seeds $(SEEDS)) passed"
 
 .PHONY: testbed
-testbed: lab-deps ## Scenarios with real agents in network namespaces: SCENARIO="vlan move-tcp", all by default
-	$(CARGO) build --locked -p virtuoso -p virtuoso-testbed
+testbed: lab-deps build ## Scenarios with real agents in network namespaces: SCENARIO="vlan move-tcp", all by default
 	$(TARGET)/debug/testbed run $(TESTBED_ARGS) $(SCENARIO)
 
 .PHONY: test
@@ -137,8 +137,7 @@ test: ## All that CI runs: packages, check, unit tests, simulator, testbed
 	@echo "test: everything passed"
 
 .PHONY: demo
-demo: lab-deps ## Three hosts on this machine become one pool and run VMs, step by step
-	$(CARGO) build --locked -p virtuoso -p virtuoso-testbed
+demo: lab-deps build ## Three hosts on this machine become one pool and run VMs, step by step
 	$(TARGET)/debug/testbed demo
 
 .PHONY: bench
