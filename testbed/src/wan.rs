@@ -43,12 +43,9 @@ impl Emulator {
         let stop = Arc::new(sys::event_fd()?);
         let thread = {
             let (board, stop) = (Arc::clone(&board), Arc::clone(&stop));
-            let is_narrow = spec.impairment.rate.is_some();
             let relay = move || {
-                // A real path goes on where this machine is busy. Of a narrow one that takes little.
-                if is_narrow {
-                    sys::real_time();
-                }
+                // A real path goes on where this machine is busy, and the agents' engines would have it wait for them.
+                sys::real_time();
                 Relay { taps, board, stop }.run();
             };
             std::thread::Builder::new().name(format!("wan-{name}")).spawn(relay)?

@@ -2,13 +2,16 @@
 //! run the VM; where it can't, its operator is asked, and the verdict stands when the other host is back.
 
 use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use super::{LAN, Scenario, WAN};
 use crate::interrupt;
 use crate::lab::Lab;
+use crate::sys;
 use crate::topology::{Impairment, Span};
 use crate::travelling_vm::TravellingVm;
 use crate::travelling_vm::moving::{Moving, SEVERED, STARVING};
@@ -115,17 +118,27 @@ fn expect_a_host_gone(lab: &mut Lab) {
 /// Cuts `host` off when beta runs the VM, and alpha does not know it.
 fn cut_before_it_is_told(lab: &Lab, moving: &Moving, host: &str) -> Result<()> {
     moving.await_phase("memory")?;
-    let before = record_on(lab, "beta")?;
+    let record = record_on(lab, "beta")?;
+    let before = fs::read(&record)?;
     moving.await_phase("switch-over")?;
-    // What beta says is on its way for long enough to be cut off.
-    lab.emulator("wan")?.impair(late(60));
+    let line = lab.emulator("wan")?;
+    // What beta says is on its way for long enough to be cut off, if this machine is not busy with other things then.
+    line.impair(late(60));
+    let cut = || {
+        sys::real_time();
+        await_change(&record, &before).map(|()| line.isolate(&[host]))
+    };
+    thread::scope(|scope| scope.spawn(cut).join()).map_err(|_| anyhow!("The cutting thread panicked"))??;
+    line.impair(late(10));
+    Ok(())
+}
+
+fn await_change(path: &Path, before: &[u8]) -> Result<()> {
     let deadline = Instant::now() + SETTLE_TIME_MAX;
-    while record_on(lab, "beta")? == before {
+    while fs::read(path)? == before {
         ensure!(Instant::now() < deadline, "The target did not take the VM");
-        interrupt::pause(Duration::from_millis(2))?;
+        interrupt::pause(Duration::from_millis(1))?;
     }
-    lab.emulator("wan")?.isolate(&[host]);
-    lab.emulator("wan")?.impair(late(10));
     Ok(())
 }
 
@@ -133,12 +146,11 @@ fn late(milliseconds: u64) -> Impairment {
     Impairment { delay: Span(Duration::from_millis(milliseconds)), ..Impairment::default() }
 }
 
-/// What `host` has written down of its only move, as it is in force.
-fn record_on(lab: &Lab, host: &str) -> Result<Vec<u8>> {
+/// Where `host` has written down its only move, as it is in force.
+fn record_on(lab: &Lab, host: &str) -> Result<PathBuf> {
     let dir = lab.host(host)?.state_dir().join("migrations");
     let mut files = fs::read_dir(&dir)?.flatten().map(|entry| entry.path());
-    let path = files.find(|path| path.extension().is_none()).with_context(|| format!("{host} knows of no move"))?;
-    Ok(fs::read(path)?)
+    files.find(|path| path.extension().is_none()).with_context(|| format!("{host} knows of no move"))
 }
 
 /// What moves comes to its end before it is handed over.

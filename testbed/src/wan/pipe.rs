@@ -46,14 +46,19 @@ impl Pipe {
         self.cut = cut;
     }
 
+    /// Whether it is cut; then a frame in it is lost, and counted.
+    pub(super) fn loses(&mut self) -> bool {
+        self.counters.cut += u64::from(self.cut);
+        self.cut
+    }
+
     pub(super) fn counters(&self) -> Counters {
         self.counters
     }
 
     /// The time at which a frame of `length` bytes goes out; `None` if it is dropped.
     pub(super) fn admit(&mut self, now_ns: u64, length: usize) -> Option<u64> {
-        if self.cut {
-            self.counters.cut += 1;
+        if self.loses() {
             return None;
         }
         if self.impairment.path_mtu.is_some_and(|mtu| length > usize::from(mtu) + ETHERNET_HEADER_BYTES) {

@@ -24,6 +24,7 @@ pub(super) struct Switchboard {
 struct Travelling {
     due_ns: u64,
     sequence: u64,
+    from: usize,
     to: usize,
     frame: Vec<u8>,
 }
@@ -46,13 +47,15 @@ impl Switchboard {
         self.pipes.iter_mut().for_each(|pipe| pipe.set_impairment(impairment));
     }
 
-    /// Cuts exactly the pipes for which `is_cut(from, to)`.
+    /// Cuts exactly the pipes for which `is_cut(from, to)`, with what is on its way in them.
     pub(super) fn cut(&mut self, is_cut: impl Fn(usize, usize) -> bool) {
-        for from in 0..self.members {
-            for to in 0..self.members {
-                self.pipes[from * self.members + to].set_cut(is_cut(from, to));
+        let Self { members, pipes, travelling, .. } = self;
+        for from in 0..*members {
+            for to in 0..*members {
+                pipes[from * *members + to].set_cut(is_cut(from, to));
             }
         }
+        travelling.retain(|Reverse(frame)| !pipes[frame.from * *members + frame.to].loses());
     }
 
     pub(super) fn counters(&self) -> impl Iterator<Item = (usize, usize, Counters)> {
@@ -107,7 +110,7 @@ impl Switchboard {
         }
         let Some(due_ns) = self.pipes[pair].admit(now_ns, frame.len()) else { return };
         self.sequence += 1;
-        let travelling = Travelling { due_ns, sequence: self.sequence, to, frame: frame.to_vec() };
+        let travelling = Travelling { due_ns, sequence: self.sequence, from, to, frame: frame.to_vec() };
         self.travelling.push(Reverse(travelling));
     }
 }
@@ -185,6 +188,10 @@ mod tests {
         board.ingress(0, 0, &frame(9, 1));
         assert_eq!(receivers(&mut board), [1]);
         board.cut(|_, _| false);
+        board.ingress(0, 0, &frame(9, 1));
+        board.cut(|from, to| (from == 2) != (to == 2));
+        board.cut(|_, _| false);
+        assert_eq!(receivers(&mut board), [1], "what was on its way is lost");
         board.ingress(0, 0, &frame(9, 1));
         assert_eq!(receivers(&mut board), [1, 2]);
     }
