@@ -109,7 +109,11 @@ async fn behave(store: Arc<ImageStore>, manner: Manner, sent: Arc<AtomicU64>, mu
             Manner::Slow if is_chunk => tokio::time::sleep(Duration::from_millis(50)).await,
             Manner::Breaks(count) if is_chunk && chunks == count => return,
             Manner::Lies if is_chunk => {
-                write_message(&mut stream, &ImageAnswer::Content(CHUNK_BYTES as u64).encode()).await.unwrap();
+                let lie = ImageAnswer::Content(CHUNK_BYTES as u64).encode();
+                // Whoever has caught an earlier one listens no longer.
+                if write_message(&mut stream, &lie).await.is_err() {
+                    return;
+                }
                 stream.write_all(&vec![0x66; CHUNK_BYTES]).await.ok();
                 continue;
             }
