@@ -48,6 +48,7 @@ fn clones(lab: &mut Lab) -> Result<()> {
     beta.json(&["vm", "stop", "web", "--force"])?;
     for (clone, host) in [("web-far", "beta"), ("web-near", "alpha")] {
         // It has the address of its original in its kernel's command line, so only one of them runs at a time.
+        forget(lab)?;
         beta.json(&["vm", "start", clone])?;
         lab.guest("user")?.await_reach(IP.parse()?, BOOT_TIME_MAX)?;
         let copied = await_ssh(lab, &guest, IP, SUM).with_context(|| format!("{clone} on {host}"))?;
@@ -61,6 +62,15 @@ fn clones(lab: &mut Lab) -> Result<()> {
         beta.json(&["vm", "delete", name, "--force"])?;
     }
     Ok(())
+}
+
+/// Nobody remembers who had the address: for half a minute a guest would send to the MAC address that it knew.
+fn forget(lab: &Lab) -> Result<()> {
+    wait::until_true(format!("{IP} to be free"), CONTACT_TIME_MAX, || {
+        let entries = lab.host("gamma")?.list(&["fdb", "blue"])?;
+        Ok((entries.iter().all(|entry| !entry.to_string().contains(IP)), format!("{entries:?}")))
+    })?;
+    lab.guest("user")?.namespace().ip("neigh flush all").map(drop)
 }
 
 /// VMs have ids and addresses of their own.
