@@ -19,14 +19,14 @@ pub(crate) struct MoveFigures {
 }
 
 impl MoveFigures {
-    /// Moves `vm2` from beta to gamma while `vm1` on alpha sends it 10,000 frames a second, in a lab with link `wan`.
-    pub(crate) fn measure(lab: &mut Lab) -> Result<Self> {
+    /// Moves `vm2` from beta to gamma while `vm1` on alpha sends it so many frames a second, in a lab with link `wan`.
+    pub(crate) fn measure(lab: &mut Lab, frames_per_second: u64) -> Result<Self> {
         let times = latency::measure(lab.guest("vm1")?, lab.guest("vm2")?.ipv4()?, 50)?;
-        let stream = Stream::start(lab.guest("vm1")?, lab.guest("vm2")?, FRAMES_PER_SECOND, PAYLOAD_BYTES)?;
-        stream.await_arrivals(FRAMES_PER_SECOND, Duration::from_secs(10))?;
+        let stream = Stream::start(lab.guest("vm1")?, lab.guest("vm2")?, frames_per_second, PAYLOAD_BYTES)?;
+        stream.await_arrivals(frames_per_second, Duration::from_secs(10))?;
         lab.emulator("wan")?.watch(WATCHED_BYTES_MIN);
         lab.move_guest("vm2", "blue", "gamma")?;
-        stream.await_arrivals(FRAMES_PER_SECOND, Duration::from_secs(30))?;
+        stream.await_arrivals(frames_per_second, Duration::from_secs(30))?;
         let stream = stream.finish()?;
         lab.await_holder("vm2", "blue", "gamma")?;
         let emulator = lab.emulator("wan")?;
@@ -51,7 +51,8 @@ fn redirect_time(to_old: &[u64], handed_over_ns: u64) -> Duration {
     Duration::from_nanos(last_ns - handed_over_ns)
 }
 
-const FRAMES_PER_SECOND: u64 = 10_000;
+/// What a stream to a guest that moves has, unless threads share processors.
+pub(crate) const FRAMES_PER_SECOND: u64 = 10_000;
 const PAYLOAD_BYTES: usize = 256;
 /// Every packet that carries a frame of the stream is longer, and few others are.
 const WATCHED_BYTES_MIN: usize = 256;

@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use crate::console;
 use crate::lab::{Lab, Settings};
-use crate::move_figures::MoveFigures;
+use crate::move_figures::{FRAMES_PER_SECOND, MoveFigures};
 
 pub(super) fn measure(settings: &Settings, rounds: usize) -> Result<Vec<MoveFigures>> {
     let mut figures = Vec::new();
@@ -19,7 +19,7 @@ pub(super) fn measure(settings: &Settings, rounds: usize) -> Result<Vec<MoveFigu
         // The target has the network before the move, as a hypervisor host would.
         lab.host("gamma")?.json(&["net", "attach", "blue"])?;
         lab.await_contact("vm1", "vm2")?;
-        figures.push(MoveFigures::measure(&mut lab)?);
+        figures.push(MoveFigures::measure(&mut lab, FRAMES_PER_SECOND)?);
     }
     console::line("\nA port moves between two hosts under 10,000 frames a second (wanted: 0 lost, 0 doubled,");
     console::line("talkers redirected within one round trip + 5 ms):");
