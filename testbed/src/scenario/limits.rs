@@ -70,8 +70,8 @@ fn network_gives_way(lab: &mut Lab) -> Result<()> {
     let patient = Transfer::start(lab.guest("vm1")?, lab.guest("vm2")?, UNLIMITED)?;
     patient.await_bytes(4 << 20, PATIENCE)?;
     let eager = Transfer::start(lab.guest("vm3")?, lab.guest("vm4")?, UNLIMITED)?;
-    // Until it has found out how much the path carries.
-    eager.await_bytes(4 << 20, PATIENCE)?;
+    // Until it has found out how much the path carries, and the other one that it must share it.
+    eager.await_bytes(12 << 20, PATIENCE)?;
     let before = patient.received();
     eager.await_bytes(16 << 20, PATIENCE)?;
     let meanwhile = patient.received() - before;
