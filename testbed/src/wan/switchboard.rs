@@ -24,7 +24,8 @@ pub(super) struct Switchboard {
 struct Travelling {
     due_ns: u64,
     sequence: u64,
-    from: usize,
+    /// The pipe that it is in.
+    pair: usize,
     to: usize,
     frame: Vec<u8>,
 }
@@ -49,13 +50,12 @@ impl Switchboard {
 
     /// Cuts exactly the pipes for which `is_cut(from, to)`, with what is on its way in them.
     pub(super) fn cut(&mut self, is_cut: impl Fn(usize, usize) -> bool) {
-        let Self { members, pipes, travelling, .. } = self;
-        for from in 0..*members {
-            for to in 0..*members {
-                pipes[from * *members + to].set_cut(is_cut(from, to));
+        for from in 0..self.members {
+            for to in 0..self.members {
+                self.pipes[from * self.members + to].set_cut(is_cut(from, to));
             }
         }
-        travelling.retain(|Reverse(frame)| !pipes[frame.from * *members + frame.to].loses());
+        self.travelling.retain(|Reverse(travelling)| !self.pipes[travelling.pair].loses());
     }
 
     pub(super) fn counters(&self) -> impl Iterator<Item = (usize, usize, Counters)> {
@@ -110,7 +110,7 @@ impl Switchboard {
         }
         let Some(due_ns) = self.pipes[pair].admit(now_ns, frame.len()) else { return };
         self.sequence += 1;
-        let travelling = Travelling { due_ns, sequence: self.sequence, from, to, frame: frame.to_vec() };
+        let travelling = Travelling { due_ns, sequence: self.sequence, pair, to, frame: frame.to_vec() };
         self.travelling.push(Reverse(travelling));
     }
 }

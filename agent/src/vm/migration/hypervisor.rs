@@ -10,6 +10,7 @@ use crate::netdev::{GuestPorts, Rest};
 use anyhow::Context;
 use serde_json::{Value, json};
 use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::time::Duration;
 use virtuoso_overlay::migrate::{PAUSE_TIME_MAX, SourceInput, TargetInput};
 
@@ -285,16 +286,10 @@ pub(super) async fn drain(qmp: &Qmp, ports: &mut GuestPorts, queues: &[(Rest, u3
 pub(super) async fn pause(live: &Live, shut: Shut) -> Result<(), QmpError> {
     let mut events = live.events.subscribe();
     let stands = async move { while events.recv().await.is_ok_and(|event| event.event != "STOP") {} };
-    let open = async {
-        stands.await;
-        drop(shut);
-    };
-    tokio::pin! {
-        let stopping = live.qmp.run("stop");
-    }
+    let mut stopping = pin!(live.qmp.run("stop"));
     tokio::select! {
         stopped = &mut stopping => return stopped.map(drop),
-        () = open => {}
+        () = stands => drop(shut),
     }
     stopping.await.map(drop)
 }
