@@ -1,6 +1,7 @@
 //! Values as people read them.
 
 use crate::size::ByteSize;
+use std::collections::BTreeMap;
 
 /// Bytes with a unit.
 pub(super) fn bytes(bytes: u64) -> String {
@@ -42,6 +43,11 @@ pub(super) fn list<T: ToString>(values: impl IntoIterator<Item = T>) -> String {
     values.into_iter().map(|value| value.to_string()).collect::<Vec<_>>().join(",")
 }
 
+/// Counters by name, those that counted something.
+pub(super) fn counts(counters: &BTreeMap<String, u64>) -> String {
+    list(counters.iter().map(|(name, count)| format!("{name}={count}")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -52,5 +58,7 @@ mod tests {
         assert_eq!((rtt(Some(12_345)), rtt(None)), ("12.34ms".into(), String::new()));
         assert_eq!(word(&crate::control::model::HostState::Alive), "alive");
         assert_eq!(list([1, 2]), "1,2");
+        let counters = BTreeMap::from([("queue_full".into(), 3), ("no_link".into(), 1)]);
+        assert_eq!(counts(&counters), "no_link=1,queue_full=3");
     }
 }

@@ -1,7 +1,7 @@
 //! `virtuoso net`, `virtuoso port`, `virtuoso fdb`: networks and what is on them.
 
 use super::Asking;
-use super::format::{list, seconds, word, yes};
+use super::format::{bytes, counts, list, seconds, word, yes};
 use super::table::Table;
 use crate::control::client::Call;
 use crate::control::model::{Attach, Detach, FdbEntry, Network, NetworkCreate, Port};
@@ -184,6 +184,11 @@ fn network(network: Network) -> Table {
     table.row(["rate".into(), rate(network.rate_mbit)]);
     table.row(["bridge".into(), network.bridge.unwrap_or_default()]);
     table.row(["hosts".into(), list(network.hosts)]);
+    if let Some(traffic) = network.traffic {
+        table.row(["from bridge".into(), format!("{} frames, {}", traffic.rx_frames, bytes(traffic.rx_bytes))]);
+        table.row(["to bridge".into(), format!("{} frames, {}", traffic.tx_frames, bytes(traffic.tx_bytes))]);
+        table.row(["drops".into(), counts(&traffic.drops)]);
+    }
     if let Some(subnet) = network.subnet {
         let address = |ip: Option<std::net::Ipv4Addr>| ip.map(|ip| ip.to_string()).unwrap_or_default();
         table.row(["subnet".into(), subnet.to_string()]);

@@ -1,6 +1,6 @@
 //! `status`, `peers`, `links`, `monitor`, `doctor`: this agent.
 
-use super::format::{bytes, list, rtt, seconds, word, yes};
+use super::format::{bytes, counts, list, rtt, seconds, word, yes};
 use super::table::Table;
 use super::{Asking, FAILED, UNREACHABLE, output};
 use crate::control::client::{Call, parse};
@@ -62,6 +62,7 @@ fn status(status: Status) -> Table {
     add("peers", format!("{} connected", status.peers_connected));
     add("networks", list(status.networks));
     add("addresses", list(status.addresses));
+    add("drops", counts(&status.drops));
     add("uptime", seconds(status.uptime_s as f64));
     for way in status.bootstrap {
         let state = match (way.connected, way.error) {

@@ -19,7 +19,8 @@ pub use migration::{
     WhichCopy,
 };
 pub use network::{
-    Attach, ClaimState, Detach, FdbEntry, Link, LinkState, Network, NetworkCreate, Port, PortKind, PortState,
+    Attach, ClaimState, Detach, FdbEntry, Link, LinkState, Network, NetworkCreate, NetworkTraffic, Port, PortKind,
+    PortState,
 };
 pub use swarm::{Approve, Invite, InviteRequest, Member, Peer, PendingHost};
 pub use vm::{BootDevice, Vm, VmClone, VmCreate, VmDetails, VmDiskOffer, VmNetwork, VmStop};

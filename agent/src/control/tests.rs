@@ -62,6 +62,7 @@ fn blue() -> Network {
         dhcp: true,
         service_address: Some([10, 8, 0, 1].into()),
         host_address: None,
+        traffic: None,
     }
 }
 

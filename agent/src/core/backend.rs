@@ -10,8 +10,8 @@ use crate::control::backend::{Answer, Backend, Origin, Target};
 use crate::control::model::{
     Attach, CdromInsert, Check, Detach, DrainReport, FdbEntry, Host, HostMatch, HostQuery, Image, ImageExport,
     ImageImport, ImagePull, ImageVerification, Invite, InviteRequest, Link, LinkState, Loan, Member, MigrationProgress,
-    MigrationReport, Network, NetworkCreate, Peer, PendingHost, Port, PortKind, PortState, Progress, Status, Vm,
-    VmClone, VmCreate, VmMigrate, VmResolve, VmStop,
+    MigrationReport, Network, NetworkCreate, NetworkTraffic, Peer, PendingHost, Port, PortKind, PortState, Progress,
+    Status, Vm, VmClone, VmCreate, VmMigrate, VmResolve, VmStop,
 };
 use crate::control::problem::{ApiError, ErrorCode};
 use crate::disc::{Discs, User};
@@ -30,6 +30,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, watch};
+use virtuoso_overlay::drop_reason::DropCounters;
 use virtuoso_overlay::ids::{HostId, Mac};
 use virtuoso_overlay::table::NetworkRow;
 
@@ -78,10 +79,19 @@ impl Agent {
         let (row, mut network) = self
             .ask(move |core| core.find_network(&wanted).map(|row| (row.clone(), core.network_view(&row))))
             .await??;
-        if network.bridge.is_some() {
-            network.ports = self.ports_of(name, &row).await?;
-        }
+        self.add_local_part(name, &row, &mut network).await?;
         Ok(network)
+    }
+
+    /// Adds what only the kernel and the engine know of a network on this host.
+    async fn add_local_part(&self, name: &Name, row: &NetworkRow, network: &mut Network) -> Result<(), ApiError> {
+        if network.bridge.is_none() {
+            return Ok(());
+        }
+        network.ports = self.ports_of(name, row).await?;
+        let ports = self.engine.info().await?.ports;
+        network.traffic = ports.iter().find(|port| port.network == row.id).map(|port| traffic_view(&port.traffic));
+        Ok(())
     }
 
     async fn ports_of(&self, name: &Name, row: &NetworkRow) -> Result<Vec<Port>, ApiError> {
@@ -160,7 +170,13 @@ impl Agent {
 
 impl Backend for Agent {
     fn status(&self) -> Answer<'_, Status> {
-        Box::pin(self.ask(|core| core.status()))
+        Box::pin(async {
+            let info = self.engine.info().await?;
+            let mut dead = info.held_drops;
+            dead.add(&info.strays.drops);
+            let status = self.ask(|core| core.status()).await?;
+            Ok(Status { drops: drops_view(&dead), ..status })
+        })
     }
 
     fn peers(&self) -> Answer<'_, Vec<Peer>> {
@@ -190,10 +206,8 @@ impl Backend for Agent {
         Box::pin(async {
             let mut networks = Vec::new();
             for (row, mut network) in self.ask(|core| core.networks()).await? {
-                if network.bridge.is_some()
-                    && let Ok(name) = row.name.parse()
-                {
-                    network.ports = self.ports_of(&name, &row).await?;
+                if let Ok(name) = row.name.parse() {
+                    self.add_local_part(&name, &row, &mut network).await?;
                 }
                 networks.push(network);
             }
@@ -511,8 +525,21 @@ impl Core {
     }
 }
 
+fn drops_view(drops: &DropCounters) -> BTreeMap<String, u64> {
+    drops.iter().map(|(reason, count)| (reason.name().to_owned(), count)).collect()
+}
+
+fn traffic_view(traffic: &engine::TrafficCounters) -> NetworkTraffic {
+    NetworkTraffic {
+        tx_bytes: traffic.tx_bytes,
+        rx_bytes: traffic.rx_bytes,
+        tx_frames: traffic.tx_frames,
+        rx_frames: traffic.rx_frames,
+        drops: drops_view(&traffic.drops),
+    }
+}
+
 fn link_view(name: String, link: &engine::LinkInfo) -> Link {
-    let drops = link.traffic.drops.iter().map(|(reason, count)| (reason.name().to_owned(), count));
     Link {
         peer: Text(link.host),
         name,
@@ -532,7 +559,7 @@ fn link_view(name: String, link: &engine::LinkInfo) -> Link {
         rx_bytes: link.traffic.rx_bytes,
         tx_frames: link.traffic.tx_frames,
         rx_frames: link.traffic.rx_frames,
-        drops: drops.collect::<BTreeMap<String, u64>>(),
+        drops: drops_view(&link.traffic.drops),
         batch_packets: link.batch_packets as u64,
         congestion: link.congestion.name().to_owned(),
         repaired_frames: link.repaired_frames,

@@ -23,6 +23,7 @@ use virtuoso_overlay::table::{self, Body, HostRow, Key, NetworkRow, Standing, Vm
 use virtuoso_overlay::time::{Instant, UnixTime};
 
 impl Core {
+    /// This agent, without what the engine counts.
     pub(super) fn status(&self) -> Status {
         let table = self.node.as_ref().map(|node| node.table());
         let certificate = self.admission.credentials.certificate.as_ref();
@@ -47,6 +48,7 @@ impl Core {
             addresses: self.swarm.addresses().iter().map(ToString::to_string).collect(),
             refused: self.admission.refused.clone().filter(|_| self.node.is_none()),
             bootstrap: self.bootstrap_status(),
+            drops: BTreeMap::new(),
             uptime_s: self.clock.uptime().as_secs(),
             pid: std::process::id(),
         }
@@ -220,7 +222,7 @@ impl Core {
         networks.into_values().map(|row| (row.clone(), self.network_view(row))).collect()
     }
 
-    /// A network without its ports, which the kernel tells.
+    /// A network without its ports, which the kernel tells, and its traffic, which the engine counts.
     pub(super) fn network_view(&self, row: &NetworkRow) -> Network {
         let bridge = self.networks.is_attached(row.id).then(|| crate::netdev::bridge_name(row.id));
         let mut hosts: Vec<String> = self.hosts_in(row.id).into_iter().map(|host| self.name_of(host)).collect();
@@ -238,6 +240,7 @@ impl Core {
             dhcp: row.plan.is_some_and(|plan| plan.dhcp),
             service_address: row.plan.map(|plan| plan.subnet.service()),
             host_address: self.networks.own_address(row.id),
+            traffic: None,
         }
     }
 

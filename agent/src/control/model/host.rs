@@ -40,6 +40,9 @@ pub struct Status {
     pub refused: Option<String>,
     /// How each bootstrap address fares.
     pub bootstrap: Vec<BootstrapStatus>,
+    /// Frames that died on this host and are counted neither by a link nor by a network, by reason.
+    #[serde(default)]
+    pub drops: BTreeMap<String, u64>,
     /// Seconds since the agent started.
     pub uptime_s: u64,
     /// The agent's process.

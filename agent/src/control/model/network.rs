@@ -48,6 +48,24 @@ pub struct Network {
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     pub host_address: Option<Ipv4Addr>,
+    /// What went between the bridge and the links; absent unless the network is attached here.
+    #[serde(default)]
+    pub traffic: Option<NetworkTraffic>,
+}
+
+/// Frames of a network on this host, between its bridge and the links.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct NetworkTraffic {
+    /// Bytes of frames delivered to the bridge.
+    pub tx_bytes: u64,
+    /// Bytes of frames taken from the bridge.
+    pub rx_bytes: u64,
+    /// Frames delivered to the bridge.
+    pub tx_frames: u64,
+    /// Frames taken from the bridge.
+    pub rx_frames: u64,
+    /// Frames that went no further, by reason; some reasons are good ones, as `local` and `answered`.
+    pub drops: BTreeMap<String, u64>,
 }
 
 /// Asks for a network.
