@@ -11,6 +11,7 @@ use crate::console;
 use crate::guest::Guest;
 use crate::host::{Host, Start};
 use crate::log_check::{self, Expected};
+use crate::losses;
 use crate::netns::Namespace;
 use crate::topology::{Address, LinkSpec, Topology};
 use crate::wait;
@@ -220,6 +221,16 @@ impl Lab {
             complaints.extend(lines.iter().map(|line| format!("Unexpected in the log of {}: {line}", host.name())));
         }
         complaints
+    }
+
+    /// Where frames died so far, as far as those who counted them still answer.
+    pub(crate) fn losses(&self) -> Vec<String> {
+        let agents = self.hosts.values().filter(|host| host.pid().is_ok()).map(losses::of_agent);
+        let hosts = self.hosts.values().map(Host::namespace);
+        let kernels = hosts.chain(self.guests.values().map(Guest::namespace)).map(losses::of_kernel);
+        let links = self.emulators.iter().map(|(name, emulator)| Ok(losses::of_link(name, emulator)));
+        let told = agents.chain(kernels).chain(links);
+        told.flat_map(|told| told.unwrap_or_else(|error| vec![format!("{error:#}")])).collect()
     }
 
     /// For a second terminal: the lab's namespaces are private to this process.

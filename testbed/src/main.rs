@@ -19,6 +19,7 @@ mod host;
 mod interrupt;
 mod lab;
 mod log_check;
+mod losses;
 mod move_figures;
 mod netns;
 mod notify;

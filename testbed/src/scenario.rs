@@ -197,6 +197,9 @@ impl Scenario {
         let mut reasons: Vec<String> = result.err().map(|error| format!("{error:#}")).into_iter().collect();
         if interrupt::check().is_ok() {
             reasons.extend(lab.complaints());
+            if !reasons.is_empty() {
+                lab.losses().into_iter().for_each(|losses| lab.note(losses));
+            }
             if keep {
                 let state = if reasons.is_empty() { "passed" } else { "failed" };
                 console::line(format!("{} {state} after {:.1?}: {reasons:#?}", self.name, begin.elapsed()));
