@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
@@ -115,6 +115,7 @@ impl Relay {
         sys::exact_timers();
         let mut buffer = vec![0; FRAME_BYTES_MAX];
         loop {
+            let begin = Instant::now();
             let timeout = self.deliver();
             let mut fds = vec![self.stop.as_fd()];
             fds.extend(self.taps.iter().map(AsFd::as_fd));
@@ -128,6 +129,10 @@ impl Relay {
             }
             for (from, _) in readable[1..].iter().enumerate().filter(|(_, readable)| **readable) {
                 self.take_in(from, &mut buffer);
+            }
+            let rest = lock(&self.board).moderation().saturating_sub(begin.elapsed());
+            if !rest.is_zero() {
+                std::thread::sleep(rest);
             }
         }
     }

@@ -3,12 +3,14 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
+use std::time::Duration;
 
 use super::pipe::{Counters, Pipe};
 use crate::topology::Impairment;
 
 pub(super) struct Switchboard {
     members: usize,
+    delay: Duration,
     /// The pipe from `a` to `b` is at `a * members + b`.
     pipes: Vec<Pipe>,
     /// For each pipe, when watched frames entered it.
@@ -35,6 +37,7 @@ impl Switchboard {
         let pipes = (0..members * members).map(|n| Pipe::new(impairment, seed.wrapping_add(n as u64))).collect();
         Self {
             members,
+            delay: impairment.delay.0,
             pipes,
             sightings: vec![Vec::new(); members * members],
             watched_length_min: None,
@@ -45,7 +48,15 @@ impl Switchboard {
     }
 
     pub(super) fn set_impairment(&mut self, impairment: Impairment) {
+        self.delay = impairment.delay.0;
         self.pipes.iter_mut().for_each(|pipe| pipe.set_impairment(impairment));
+    }
+
+    /// How long to gather frames at least before they are looked at, as a network card does between its interrupts: a
+    /// look at each frame would take much of a small machine from those that send them. Little beside the delay, and
+    /// nothing where there is none.
+    pub(super) fn moderation(&self) -> Duration {
+        MODERATION_MAX.min(self.delay / MODERATIONS_PER_DELAY)
     }
 
     /// Cuts exactly the pipes for which `is_cut(from, to)`, with what is on its way in them.
@@ -115,6 +126,9 @@ impl Switchboard {
     }
 }
 
+/// Of a network card: a few full frames at 100 Mbit/s.
+const MODERATION_MAX: Duration = Duration::from_micros(500);
+const MODERATIONS_PER_DELAY: u32 = 20;
 /// A lab's link has a handful of members; more addresses than this are a flood.
 const ADDRESSES_MAX: usize = 4096;
 /// A minute and a half of 10,000 frames a second.
@@ -130,8 +144,6 @@ fn addresses(frame: &[u8]) -> Option<([u8; 6], [u8; 6])> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::topology::Span;
 
