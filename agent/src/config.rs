@@ -7,7 +7,6 @@ pub mod file;
 mod links;
 pub(crate) mod nearest;
 
-use crate::engine::TapOffloads;
 use crate::logging::{LogFilter, LogFormat};
 use crate::name::Name;
 use crate::size::ByteSize;
@@ -20,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use virtuoso_engine::TapOffloads;
 
 /// The configuration file, if no other is named.
 pub const DEFAULT_FILE: &str = "/etc/virtuoso/agent.toml";

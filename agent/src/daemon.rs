@@ -14,7 +14,6 @@ use crate::core::vm_clone::{VM_DISK, serve_disks};
 use crate::core::vm_names::{Names, VM_NAME, serve_names};
 use crate::core::{Agent, Core, Credentials, ImageSource, Parts, Runner};
 use crate::disc::{DISC, Discs, Shelf};
-use crate::engine::{self, ControlPort, EngineConfig, EngineHandle, LinkSettings, Socket, control_endpoint_config};
 use crate::entropy;
 use crate::events::{EventKind, EventLog};
 use crate::facts::HostFacts;
@@ -39,6 +38,9 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
+use virtuoso_engine::{
+    self as engine, ControlPort, EngineConfig, EngineHandle, LinkSettings, Socket, control_endpoint_config,
+};
 use virtuoso_overlay::ids::HostId;
 use virtuoso_overlay::membership::{Certificate, Roles, Ticket};
 use virtuoso_overlay::switch::Switch;

@@ -9,7 +9,6 @@ pub mod core;
 pub mod daemon;
 pub mod disc;
 pub mod disk;
-pub mod engine;
 pub mod entropy;
 pub mod events;
 pub mod facts;

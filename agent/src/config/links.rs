@@ -1,10 +1,10 @@
 //! `[links]`: what limits the links to other hosts, all of them and single ones.
 
-use crate::engine::{LinkLimits, LinkSettings, Threads};
 use crate::name::Name;
 use crate::text::Text;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use virtuoso_engine::{LinkLimits, LinkSettings, Threads};
 use virtuoso_overlay::congestion::Congestion;
 use virtuoso_overlay::ids::HostId;
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::engine::{LinkLimits, LinkSettings};
+use virtuoso_engine::{LinkLimits, LinkSettings};
 use virtuoso_overlay::congestion::Congestion;
 use virtuoso_overlay::ids::HostId;
 

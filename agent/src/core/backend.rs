@@ -15,7 +15,6 @@ use crate::control::model::{
 };
 use crate::control::problem::{ApiError, ErrorCode};
 use crate::disc::{Discs, User};
-use crate::engine::{self, EngineHandle};
 use crate::events::{EventKind, EventLog};
 use crate::image::{ImageStore, Pull};
 use crate::name::Name;
@@ -30,6 +29,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, watch};
+use virtuoso_engine::{self as engine, EngineHandle};
 use virtuoso_overlay::drop_reason::DropCounters;
 use virtuoso_overlay::ids::{HostId, Mac};
 use virtuoso_overlay::table::NetworkRow;

@@ -1,10 +1,10 @@
 //! The core's side of the data plane: work for the engine, in order, without waiting for it in the middle of a
 //! decision.
 
-use crate::engine::{EngineHandle, LinkLimits, PortConfig};
 use crate::netdev::Tap;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use virtuoso_engine::{EngineHandle, LinkLimits, PortConfig};
 use virtuoso_overlay::ids::{HostId, Mac, NetworkId};
 use virtuoso_overlay::switch::Switch;
 use virtuoso_overlay::time::Instant;

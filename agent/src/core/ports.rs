@@ -3,7 +3,6 @@
 use super::networks::{self, device_error, not_a_member};
 use super::{Core, Handle};
 use crate::control::problem::{ApiError, ErrorCode};
-use crate::engine::EngineHandle;
 use crate::name::Name;
 use crate::netdev::{Netdev, Rest};
 use crate::vm::{Nic, Spec, TotalUsage};
@@ -13,6 +12,7 @@ use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use tokio::sync::Mutex;
+use virtuoso_engine::EngineHandle;
 use virtuoso_overlay::claims::Claim;
 use virtuoso_overlay::ids::{HostId, Mac, NetworkId, VmId};
 use virtuoso_overlay::names::Owner;

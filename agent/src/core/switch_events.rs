@@ -2,10 +2,10 @@
 
 use super::Core;
 use super::tables::udp_addresses;
-use crate::engine::EngineEvent;
 use crate::events::EventKind;
 use crate::netdev::{self, network_of_bridge, network_of_tap};
 use crate::text::Text;
+use virtuoso_engine::EngineEvent;
 use virtuoso_overlay::ids::{HostId, Mac, NetworkId};
 use virtuoso_overlay::switch::{PortId, SwitchEvent, Upward};
 use virtuoso_overlay::table::{Body, Key};

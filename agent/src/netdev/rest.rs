@@ -1,11 +1,11 @@
 //! What is still on its way to a guest that is paused: frames in the queue of its TAP. The descriptor is QEMU's,
 //! whoever started it.
 
-use super::GuestPorts;
 use anyhow::{Context, bail};
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use virtuoso_engine::GuestPorts;
 use virtuoso_overlay::ids::Mac;
 use virtuoso_overlay::limits::FRAME_BYTES_MAX;
 use virtuoso_overlay::wire::ethernet::EthernetView;

@@ -4,7 +4,6 @@
 //! left to the last hop. All unsafe code about TAPs is here.
 
 use super::{Netdev, NetdevError, bridge_name, sysctl, tap_name};
-use crate::engine::TapOffloads;
 use anyhow::{Context, anyhow};
 use netlink_packet_route::link::LinkAttribute;
 use rtnetlink::{LinkBridgePort, LinkUnspec};
@@ -12,6 +11,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use tun::Layer;
+use virtuoso_engine::TapOffloads;
 use virtuoso_overlay::ids::NetworkId;
 use virtuoso_overlay::wire::frame::VNET_BYTES;
 

@@ -4,7 +4,6 @@
 mod guard;
 
 use super::*;
-use crate::engine::TapOffloads;
 use crate::netdev::monitor::watch_within;
 use rtnetlink::{LinkUnspec, LinkVeth};
 use std::fs::File;
@@ -13,6 +12,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 use tokio::sync::mpsc::Receiver;
+use virtuoso_engine::TapOffloads;
 use virtuoso_overlay::ids::{HostId, Mac, SwarmId};
 use virtuoso_overlay::wire::beacon::{Beacon, Standing};
 use virtuoso_overlay::wire::frame::VNET_BYTES;

@@ -20,7 +20,6 @@ use super::moving::Move;
 use super::vms::Vms;
 use crate::control::model::{MigrationProgress, MigrationReport};
 use crate::control::problem::{ApiError, ErrorCode};
-use crate::engine::EngineHandle;
 use crate::entropy;
 use crate::name::Name;
 use crate::swarm::streams::{Inbound, Stream, Streams};
@@ -32,6 +31,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{mpsc, oneshot, watch};
+use virtuoso_engine::EngineHandle;
 use virtuoso_overlay::ids::{HostId, VmId};
 use virtuoso_overlay::migrate::{MigrationId, PostCopy, Record, Source, ToSource, ToTarget, Verdict};
 

@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use virtuoso_engine::GuestPorts;
 use virtuoso_overlay::names::{SERVICE_MAC, Subnet};
 use virtuoso_overlay::wire::arp;
 use virtuoso_overlay::wire::ethernet::VlanTags;

@@ -5,12 +5,12 @@ mod restarts;
 mod streams;
 
 use super::*;
-use crate::engine::control_endpoint_config;
 use crate::swarm::address::{quic_address, tcp_address};
 use crate::swarm::bootstrap::State;
 use futures::FutureExt;
 use libp2p::multiaddr::Protocol as Part;
 use std::sync::{Arc, Mutex};
+use virtuoso_engine::control_endpoint_config;
 
 const SWARM: SwarmId = SwarmId([5; 32]);
 const PASSWORD: &[u8] = b"let me in";

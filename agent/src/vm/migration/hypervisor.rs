@@ -6,12 +6,13 @@ use super::super::moving;
 use super::super::qmp::{Event, Qmp, QmpError};
 use super::super::store::Files;
 use super::valve::{ALL, Shut};
-use crate::netdev::{GuestPorts, Rest};
+use crate::netdev::Rest;
 use anyhow::Context;
 use serde_json::{Value, json};
 use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::time::Duration;
+use virtuoso_engine::GuestPorts;
 use virtuoso_overlay::migrate::{PAUSE_TIME_MAX, SourceInput, TargetInput};
 
 /// The job that copies the disk, the node it writes to, and the export at the target.

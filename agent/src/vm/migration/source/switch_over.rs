@@ -7,8 +7,9 @@ use super::super::{
 };
 use super::Task;
 use crate::core::Seat;
-use crate::netdev::{GuestPorts, Rest};
+use crate::netdev::Rest;
 use std::time::Duration;
+use virtuoso_engine::GuestPorts;
 use virtuoso_overlay::claims::Claim;
 use virtuoso_overlay::migrate::{SWITCH_TIME_MAX, SourceInput};
 

@@ -1,8 +1,8 @@
 //! The connections as the links see them: whose they are, how far they are, and in which shard.
 
 use super::Place;
-use crate::engine::path::Path;
-use crate::engine::slots::Slots;
+use crate::path::Path;
+use crate::slots::Slots;
 use quinn_proto::ConnectionHandle;
 use std::collections::HashMap;
 use std::net::SocketAddr;

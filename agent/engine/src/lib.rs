@@ -18,6 +18,7 @@ mod connection;
 mod control_port;
 mod demux;
 mod event;
+mod guest_ports;
 mod lan;
 mod link;
 mod links;
@@ -45,6 +46,7 @@ pub use command::EngineHandle;
 pub use control_port::{ControlCounters, ControlPort, control_endpoint_config};
 pub use demux::DemuxCounters;
 pub use event::EngineEvent;
+pub use guest_ports::GuestPorts;
 pub use port::PortConfig;
 pub use socket::Socket;
 pub use stats::{EngineInfo, LinkInfo, LinkState, PortInfo, TrafficCounters};
@@ -85,7 +87,7 @@ pub struct EngineConfig {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct LinkSettings {
     /// What limits how much a link has on its way.
-    #[serde(serialize_with = "crate::text::serialize")]
+    #[serde(serialize_with = "by_name")]
     pub congestion: Congestion,
     /// The most that a link sends, in Mbit/s; 0 is no limit.
     pub rate_mbit: u32,
@@ -95,7 +97,8 @@ pub struct LinkSettings {
 
 impl LinkSettings {
     /// What limits links without settings of their own.
-    pub(crate) fn limits(self) -> LinkLimits {
+    #[must_use]
+    pub fn limits(self) -> LinkLimits {
         LinkLimits { congestion: self.congestion, rate_mbit: self.rate_mbit }
     }
 }
@@ -104,7 +107,7 @@ impl LinkSettings {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct LinkLimits {
     /// What limits how much it has on its way.
-    #[serde(serialize_with = "crate::text::serialize")]
+    #[serde(serialize_with = "by_name")]
     pub congestion: Congestion,
     /// The most that it sends, in Mbit/s; 0 is no limit.
     pub rate_mbit: u32,
@@ -115,6 +118,10 @@ impl LinkLimits {
     pub(crate) fn is_none(self) -> bool {
         self == Self::default()
     }
+}
+
+fn by_name<S: serde::Serializer>(congestion: &Congestion, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(congestion)
 }
 
 /// Starts the engine's threads. The receiver yields what the control plane must know; it ends when the engine does.

@@ -11,12 +11,12 @@
 
 use super::mailbox::{Batch, Reader, Writer, mailbox};
 use super::{Order, Report, Shard};
-use crate::engine::clock::{Clock, Tick};
-use crate::engine::command::Wake;
-use crate::engine::path::Path;
-use crate::engine::poller::Poller;
-use crate::engine::priority::Priority;
-use crate::engine::worker::HOUSEKEEPING;
+use crate::clock::{Clock, Tick};
+use crate::command::Wake;
+use crate::path::Path;
+use crate::poller::Poller;
+use crate::priority::Priority;
+use crate::worker::HOUSEKEEPING;
 use anyhow::{Context, Result};
 use quinn_proto::ConnectionEvent;
 use std::sync::Arc;

@@ -5,7 +5,7 @@ use super::connection::frame_bytes;
 use super::links::Links;
 use super::port::{Port, PortConfig};
 use super::stats::{PortInfo, TrafficCounters};
-use crate::netdev::GuestPorts;
+use crate::guest_ports::GuestPorts;
 use std::collections::BTreeMap;
 use std::io;
 use virtuoso_overlay::drop_reason::DropReason;
