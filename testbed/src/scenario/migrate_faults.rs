@@ -196,10 +196,12 @@ fn cut(lab: &mut Lab) -> Result<()> {
 fn post_copy(lab: &mut Lab) -> Result<()> {
     lab.start_swarm()?;
     let vm = Witness::start(lab)?;
+    let bandwidth = bandwidth_too_small(lab, &vm)?;
     vm.inside(lab, DIRTY)?;
-    let report = lab.host("alpha")?.json(&["vm", "migrate", "one", "--to", "beta", "--bandwidth", "32MiB"])?;
+    let report = lab.host("alpha")?.json(&["vm", "migrate", "one", "--to", "beta", "--bandwidth", &bandwidth])?;
     ensure!(report["post_copy"] == true, "It was moved without post-copy: {report}");
-    lab.note(format!("auto: {} ms, blackout {} ms", report["total_ms"], report["blackout_ms"]));
+    let (total, blackout) = (&report["total_ms"], &report["blackout_ms"]);
+    lab.note(format!("auto at {bandwidth}/s: {total} ms, blackout {blackout} ms"));
     vm.expect_at(lab, "beta").context("After post-copy that began by itself")?;
 
     // Nothing is copied before the guest runs at the target.
@@ -208,6 +210,14 @@ fn post_copy(lab: &mut Lab) -> Result<()> {
     ensure!(report["post_copy"] == true, "It was moved without post-copy: {report}");
     lab.note(format!("now: {} ms, blackout {} ms", report["total_ms"], report["blackout_ms"]));
     vm.expect_at(lab, "alpha").context("After post-copy that was asked for")
+}
+
+/// What the guest changes faster, also when the move and others take processors from it.
+fn bandwidth_too_small(lab: &Lab, vm: &Witness) -> Result<String> {
+    let seconds = vm.inside(lab, SECONDS_FOR_JUNK)?;
+    let (begin, end) = seconds.trim().split_once(' ').with_context(|| format!("Not two times: {seconds:?}"))?;
+    let mib_per_second = JUNK_MIB / (end.parse::<f64>()? - begin.parse::<f64>()?).max(0.1);
+    Ok(format!("{:.0}MiB", (mib_per_second / 2.0).clamp(4.0, 32.0)))
 }
 
 fn post_copy_cut(lab: &mut Lab) -> Result<()> {
@@ -311,6 +321,10 @@ const OVER_NEW_STREAM: &str = "goes on fetching memory over a new stream";
 const CUT: Duration = Duration::from_secs(30);
 /// Connections between agents live for 20 s without a sign.
 const CUT_OF_CONNECTIONS: Duration = Duration::from_secs(25);
+/// Writes 16 MiB to memory some times and tells when that began and ended.
+const SECONDS_FOR_JUNK: &str = "head -c 16777216 /dev/zero >/run/junk; read begin rest </proc/uptime; \
+    for n in 1 2 3 4; do dd if=/run/junk of=/run/more bs=1M conv=notrunc 2>/dev/null; done; read end rest </proc/uptime; echo $begin $end";
+const JUNK_MIB: f64 = 64.0;
 /// Changes 16 MiB of memory again and again.
 const DIRTY: &str = "head -c 16777216 /dev/urandom >/run/junk; \
-    (while :; do cat /run/junk >/run/more; done) </dev/null >/dev/null 2>&1 &";
+    (while :; do dd if=/run/junk of=/run/more bs=1M conv=notrunc 2>/dev/null; done) </dev/null >/dev/null 2>&1 &";
