@@ -103,7 +103,7 @@ pub struct Dns {
 /// Logging.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Log {
-    /// `error`, `warn`, `info`, `debug`, `trace`, or directives such as `info,virtuoso::engine=debug`.
+    /// `error`, `warn`, `info`, `debug`, `trace`, or directives such as `info,virtuoso_engine=debug`.
     pub level: LogFilter,
     /// `text` or `json`.
     pub format: LogFormat,

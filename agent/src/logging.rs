@@ -27,7 +27,7 @@ const QUIET: [&str; 12] = [
 /// Kademlia warns at every start of a first host that it knows nobody, which is no operator's business.
 const KADEMLIA: &str = "libp2p_kad=error";
 
-/// `error`, `warn`, `info`, `debug`, `trace`, or directives such as `info,virtuoso::engine=debug`.
+/// `error`, `warn`, `info`, `debug`, `trace`, or directives such as `info,virtuoso_engine=debug`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct LogFilter(String);
@@ -129,7 +129,7 @@ mod tests {
 
     #[test]
     fn filters() {
-        for right in ["info", "off", "debug,libp2p=info", "warn,virtuoso::engine=trace"] {
+        for right in ["info", "off", "debug,libp2p=info", "warn,virtuoso_engine=trace"] {
             assert_eq!(right.parse::<LogFilter>().unwrap().to_string(), right);
         }
         for wrong in ["", "loud", "info,engine", "a=loud", "info,,debug", "a="] {

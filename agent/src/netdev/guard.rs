@@ -65,7 +65,8 @@ impl Netdev {
     }
 
     /// Lets a silent port, of which the kernel's index is known, speak: as `mac` only, if one is given, and hear what
-    /// is for that. This is quick. What the bridge floods still passes it by (see [`virtuoso_engine::GuestPorts::flood`]).
+    /// is for that. This is quick. What the bridge floods still passes it by (see
+    /// [`virtuoso_engine::GuestPorts::flood`]).
     ///
     /// # Errors
     /// If there is no such port, or the right is missing.
