@@ -16,6 +16,8 @@ HOSTS ?= 1000
 SCENARIO ?=
 TESTBED_ARGS ?=
 BENCH_ARGS ?=
+# Of `cargo build`.
+BUILD_ARGS ?=
 # Fuzz targets (all if none is named) and seconds for each.
 FUZZ ?=
 FUZZ_TIME ?= 10
@@ -73,10 +75,10 @@ lab-deps: deps ## Install what the labs of `testbed`, `demo` and `bench` need: Q
 	$(call install-missing,$(LAB_NEEDED))
 
 # Whoever runs something of the workspace builds all of it: a part would ask for other features of dependencies, and
-# build those once more.
+# build those once more. So would all of it without the tests, where they are built already: `test` gives BUILD_ARGS.
 .PHONY: build
 build: deps ## The agent, the simulator and the testbed, for development
-	$(CARGO) build --workspace --locked
+	$(CARGO) build --workspace --locked $(BUILD_ARGS)
 
 .PHONY: release
 release: deps ## The agent, optimised
@@ -131,8 +133,7 @@ test: ## All that CI runs: packages, check, unit tests, simulator, testbed
 	@$(MAKE) lab-deps
 	@$(MAKE) check
 	@$(MAKE) unit
-	@$(MAKE) sim-seeds
-	@$(MAKE) testbed
+	@$(MAKE) sim-seeds testbed BUILD_ARGS=--all-targets
 	@grep '^test result' $(TARGET)/unit.log | awk '{ passed += $$4 } END { print "unit: " passed " passed" }'
 	@echo "test: everything passed"
 
