@@ -131,6 +131,17 @@ impl Lab {
         Ok(())
     }
 
+    /// Waits until every running host knows a VM: an agent that begins again tells of its VMs a moment after itself.
+    pub(crate) fn await_vm(&self, vm: &str) -> Result<()> {
+        for host in self.hosts.values().filter(|host| host.pid().is_ok()) {
+            wait::until_true(format!("{} to know VM {vm}", host.name()), CONTACT_TIME_MAX, || {
+                let vms = host.list(&["vm", "list"])?;
+                Ok((vms.iter().any(|item| item["name"] == vm), format!("{vms:?}")))
+            })?;
+        }
+        Ok(())
+    }
+
     /// Makes a guest that is plugged into `host` and in no network yet.
     pub(crate) fn add_guest(&mut self, name: &str, host: &str, addresses: &[&str], mtu: u16) -> Result<()> {
         let addresses = addresses.iter().map(|text| text.parse()).collect::<Result<Vec<Address>>>()?;

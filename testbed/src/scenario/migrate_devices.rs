@@ -278,7 +278,8 @@ fn drain_on_stop(lab: &mut Lab) -> Result<()> {
 fn restart(lab: &mut Lab) -> Result<()> {
     let config = Some("mdns = false\ndrain_on_stop = true\ndrain_time_s = 60\n".to_owned());
     lab.host_mut("alpha")?.start(&Start { config, ..Start::alone() })?;
-    lab.await_members(&["alpha", "beta", "gamma"], JOIN_TIME_MAX)
+    lab.await_members(&["alpha", "beta", "gamma"], JOIN_TIME_MAX)?;
+    lab.await_vm("one")
 }
 
 fn stops_at_once_when_told_twice(lab: &mut Lab) -> Result<()> {

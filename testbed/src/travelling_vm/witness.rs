@@ -159,10 +159,11 @@ pub(crate) fn bury(lab: &mut Lab, host: &str) -> Result<()> {
     machines.into_iter().try_for_each(|machine| Ok(sys::kill(machine, libc::SIGKILL)?))
 }
 
-/// Starts the agent of `host` again, and waits until it is back in the swarm.
+/// Starts the agent of `host` again, and waits until it is back in the swarm, with its VMs.
 pub(crate) fn again(lab: &mut Lab, host: &str) -> Result<()> {
     lab.host_mut(host)?.start(&Start::alone())?;
-    lab.await_members(&["alpha", "beta", "gamma"], JOIN_TIME_MAX)
+    lab.await_members(&["alpha", "beta", "gamma"], JOIN_TIME_MAX)?;
+    lab.await_vm("one")
 }
 
 /// Hosts ask each other every second; the rest is for a loaded machine.
